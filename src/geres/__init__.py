@@ -1,0 +1,1 @@
+"""geres: a batch scheduler without a head node."""

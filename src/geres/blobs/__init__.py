@@ -1,0 +1,1 @@
+"""Larger outputs, inputs and packages, in a folder."""

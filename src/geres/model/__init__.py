@@ -1,0 +1,1 @@
+"""Values and states: no input or output, no clock."""

@@ -1,0 +1,75 @@
+"""Ids: `12` is a job, `12.7` its task 7, `12.3-9,11` some of its tasks, anything else a name.
+
+Inside the store a task's id is one integer, `job << 32 | number`, so that one key gives both and the
+tasks of a job lie side by side.  Outside, ids are strings everywhere.
+"""
+
+from __future__ import annotations
+
+import re
+
+from geres.errors import Invalid
+
+_NUMBER_BITS = 32
+_MOST_TASKS = (1 << _NUMBER_BITS) - 1
+_MOST_JOBS = (1 << 31) - 1
+_TASK = re.compile(r"(\d{1,10})\.(\d{1,10})")
+_NAME = re.compile(r"[^\s.\x00-\x1f\x7f][^.\x00-\x1f\x7f]{0,199}")
+
+
+def task_key(job_id: int, number: int) -> int:
+    """The store's key of task `number` of job `job_id`."""
+    return job_id << _NUMBER_BITS | number
+
+
+def job_of(key: int) -> int:
+    return key >> _NUMBER_BITS
+
+
+def number_of(key: int) -> int:
+    return key & _MOST_TASKS
+
+
+def show_task(key: int) -> str:
+    """`12.7` for a task's key."""
+    return f"{key >> _NUMBER_BITS}.{key & _MOST_TASKS}"
+
+
+def parse_job(text: str) -> int | None:
+    """The job's number where `text` is one, else None (then it may be a name)."""
+    return int(text) if text.isascii() and text.isdigit() and 0 < int(text) <= _MOST_JOBS else None
+
+
+def parse_task(text: str) -> int | None:
+    """The key of `12.7`, else None."""
+    match = _TASK.fullmatch(text)
+    if not match:
+        return None
+    job_id, number = int(match[1]), int(match[2])
+    if not (0 < job_id <= _MOST_JOBS and number <= _MOST_TASKS):
+        return None
+    return task_key(job_id, number)
+
+
+def parse_numbers(text: str, field: str = "id") -> list[range]:
+    """The ranges of `3-9,11` or `1-10:2`, as ranges with their end inside.  Raises Invalid naming `field`."""
+    ranges = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10})(?::(\d{1,10}))?)?", part)
+        if not match:
+            raise Invalid(f"{field}: {text!r} is no range; write one like 7, 3-9, 1-10:2 or 3-9,11", field=field)
+        first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
+        if last < first or step < 1 or last > _MOST_TASKS:
+            raise Invalid(f"{field}: {part!r} counts down, stands still or is too long; write FIRST-LAST:STEP", field=field)
+        ranges.append(range(first, last + 1, step))
+    return ranges
+
+
+def check_name(text: str, field: str = "name") -> str:
+    """The name, unless it could be mistaken for an id.  Raises Invalid naming `field`."""
+    if not _NAME.fullmatch(text) or text.isdigit() or text == "-":
+        raise Invalid(
+            f"{field}: {text!r} cannot be a name; use 1 to 200 characters with no dot and no control character, and not only digits",
+            field=field,
+        )
+    return text

@@ -1,0 +1,1 @@
+"""Pure decisions: who starts where, and why not."""

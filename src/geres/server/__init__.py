@@ -1,0 +1,1 @@
+"""The server process: loops, dispatching, stopping in order."""
