@@ -57,10 +57,15 @@ def parse_numbers(text: str, field: str = "id") -> list[range]:
     for part in text.split(","):
         match = re.fullmatch(r"(\d{1,10})(?:-(\d{1,10})(?::(\d{1,10}))?)?", part)
         if not match:
-            raise Invalid(f"{field}: {text!r} is no range; write one like 7, 3-9, 1-10:2 or 3-9,11", field=field)
+            raise Invalid(
+                f"{field}: {text!r} is no range; write one like 7, 3-9, 1-10:2 or 3-9,11", field=field
+            )
         first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
         if last < first or step < 1 or last > _MOST_TASKS:
-            raise Invalid(f"{field}: {part!r} counts down, stands still or is too long; write FIRST-LAST:STEP", field=field)
+            raise Invalid(
+                f"{field}: {part!r} counts down, stands still or is too long; write FIRST-LAST:STEP",
+                field=field,
+            )
         ranges.append(range(first, last + 1, step))
     return ranges
 

@@ -45,12 +45,25 @@ WAITING = frozenset({TaskState.BLOCKED, TaskState.QUEUED, TaskState.HELD})
 #: Every legal change of a task's state.  Out of a final state leads only a rerun (or, for a task
 #: that was skipped, the rerun of its parent).
 MOVES: dict[TaskState, frozenset[TaskState]] = {
-    TaskState.BLOCKED: frozenset({TaskState.QUEUED, TaskState.HELD, TaskState.CANCELLED, TaskState.SKIPPED, TaskState.FAILED}),
-    TaskState.QUEUED: frozenset(
-        {TaskState.ASSIGNED, TaskState.HELD, TaskState.BLOCKED, TaskState.CANCELLED, TaskState.SKIPPED, TaskState.FAILED}
+    TaskState.BLOCKED: frozenset(
+        {TaskState.QUEUED, TaskState.HELD, TaskState.CANCELLED, TaskState.SKIPPED, TaskState.FAILED}
     ),
-    TaskState.HELD: frozenset({TaskState.QUEUED, TaskState.BLOCKED, TaskState.CANCELLED, TaskState.SKIPPED, TaskState.FAILED}),
-    TaskState.ASSIGNED: frozenset({TaskState.RUNNING, TaskState.QUEUED, TaskState.HELD, TaskState.BLOCKED, *FINAL}),
+    TaskState.QUEUED: frozenset(
+        {
+            TaskState.ASSIGNED,
+            TaskState.HELD,
+            TaskState.BLOCKED,
+            TaskState.CANCELLED,
+            TaskState.SKIPPED,
+            TaskState.FAILED,
+        }
+    ),
+    TaskState.HELD: frozenset(
+        {TaskState.QUEUED, TaskState.BLOCKED, TaskState.CANCELLED, TaskState.SKIPPED, TaskState.FAILED}
+    ),
+    TaskState.ASSIGNED: frozenset(
+        {TaskState.RUNNING, TaskState.QUEUED, TaskState.HELD, TaskState.BLOCKED, *FINAL}
+    ),
     TaskState.RUNNING: frozenset({TaskState.SUSPENDED, TaskState.QUEUED, TaskState.BLOCKED, *FINAL}),
     TaskState.SUSPENDED: frozenset({TaskState.RUNNING, TaskState.QUEUED, TaskState.BLOCKED, *FINAL}),
     TaskState.SUCCEEDED: frozenset({TaskState.QUEUED}),

@@ -123,7 +123,9 @@ class SubmitBulk(Struct, omit_defaults=True, kw_only=True, forbid_unknown_fields
     tasks: list[TaskRow]
     defaults: TaskSpec = TaskSpec()
     job: str | None = None
-    atomic: bool = True  #: True: one bad task refuses all; False: the good ones are stored, the bad ones listed
+    atomic: bool = (
+        True  #: True: one bad task refuses all; False: the good ones are stored, the bad ones listed
+    )
 
 
 class BulkError(Struct, omit_defaults=True):
@@ -162,7 +164,9 @@ class Attempt(Struct, kw_only=True):
     task_id: str
     attempt: int  #: 0: the task ended without ever running
     state: TaskState
-    finish_no: int | None = None  #: place in the job's results stream, from 1; None where another try followed
+    finish_no: int | None = (
+        None  #: place in the job's results stream, from 1; None where another try followed
+    )
     reason: Reason | None = None
     message: str | None = None  #: one sentence about the reason
     exit_code: int | None = None
@@ -262,7 +266,9 @@ class CancelTasks(Struct, omit_defaults=True, kw_only=True, forbid_unknown_field
     """Body of POST /v1/tasks:cancel."""
 
     ids: list[str]
-    signal: str | None = None  #: HUP, USR1, ...: only send this signal; None: end the task (TERM, grace, KILL)
+    signal: str | None = (
+        None  #: HUP, USR1, ...: only send this signal; None: end the task (TERM, grace, KILL)
+    )
     force: bool = False  #: end it in the store even where the node does not answer
     reason: str | None = None
 

@@ -20,7 +20,9 @@ def parse_size(text: str | int | float, field: str = "memory") -> int:
     """Bytes of `500M`, `1.5G`, `64KiB` or a bare number of bytes.  Raises Invalid naming `field`."""
     match = _SIZE.fullmatch(str(text).strip())
     if not match:
-        raise Invalid(f"{field}: {text!r} is no size; write a number with K, M, G or T, like 500M or 1.5G", field=field)
+        raise Invalid(
+            f"{field}: {text!r} is no size; write a number with K, M, G or T, like 500M or 1.5G", field=field
+        )
     size = int(float(match[1]) * 1024 ** _POWERS[match[2].upper()])
     if size > _MOST_BYTES:
         raise Invalid(f"{field}: {text!r} is larger than any machine; at most 4096P", field=field)
@@ -35,7 +37,10 @@ def parse_duration(text: str | int | float, field: str = "time") -> float:
     except ValueError:
         match = _DURATION.fullmatch(typed) if typed else None
         if not match:
-            raise Invalid(f"{field}: {text!r} is no duration; write seconds or a form like 30s, 1h30m or 7d", field=field) from None
+            raise Invalid(
+                f"{field}: {text!r} is no duration; write seconds or a form like 30s, 1h30m or 7d",
+                field=field,
+            ) from None
         days, hours, minutes, secs, millis = (float(part) if part else 0.0 for part in match.groups())
         seconds = days * 86400 + hours * 3600 + minutes * 60 + secs + millis / 1000
     if not 0 <= seconds < 1e10:
@@ -94,5 +99,7 @@ def parse_time(text: str, field: str = "time") -> int:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise Invalid(f"{field}: {text!r} is no time; write one like 2026-03-01T12:00 or 2026-03-01T12:00Z", field=field) from None
+        raise Invalid(
+            f"{field}: {text!r} is no time; write one like 2026-03-01T12:00 or 2026-03-01T12:00Z", field=field
+        ) from None
     return int(moment.astimezone(UTC).timestamp() * 1_000_000)

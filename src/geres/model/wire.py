@@ -144,7 +144,9 @@ class Frame(Struct, omit_defaults=True):
     kill: list[AttemptKey] = []  #: attempts that the store does not know; no report wanted
     streams: list[Stream] = []
     ack: list[AttemptKey] = []  #: ends that are stored, or that were stale: forget them
-    started: list[tuple[int, int, int]] = []  #: (task, attempt, started_us), where the end is not in the same frame
+    started: list[
+        tuple[int, int, int]
+    ] = []  #: (task, attempt, started_us), where the end is not in the same frame
     ended: list[Ended] = []
     asked: list[tuple[int, int, str]] = []  #: (task, attempt, action) carried out: suspend, resume
     heartbeat: Heartbeat | None = None
