@@ -1,0 +1,510 @@
+"""Checks of what people submit, and the way from people's units to a specification.
+
+`check_spec`, `check_row` and `check_job` are the one set of rules: the SDK and the command line apply them
+before they send, the server before it stores.  Every refusal names the field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import UNSET
+
+from geres.errors import Invalid
+from geres.model.ids import check_name, parse_numbers
+from geres.model.jobs import ArraySpec, JobSpec
+from geres.model.tasks import HIGHEST_PRIORITY, LOWEST_PRIORITY, PRIORITIES, Retry, TaskRow, TaskSpec
+from geres.model.units import parse_cpus, parse_duration, parse_size, parse_time
+
+T = TypeVar("T")
+MOST_BULK_TASKS = 100_000  #: in one request
+MOST_ARRAY_TASKS = 10_000_000
+_MOST_COUNT = 1 << 53  #: beyond it JSON readers lose digits
+_MOST_BYTES = 1 << 62
+_MOST_SECONDS = 1e10
+_MOST_CPUS = 1_000_000
+_LONGEST_NAME = 1000
+
+
+def check_spec(spec: TaskSpec, *, needs_command: bool = True, field: str = "") -> None:
+    """Raise Invalid, naming the field, unless this can be stored as it is.
+
+    `field` goes before the names of fields, like `tasks[3].`.  With `needs_command` False the
+    specification holds defaults for others, and may be without one.
+    """
+    if spec == TaskSpec(command=spec.command):
+        if spec.command is not None:
+            check_command(spec.command, field + "command")
+        elif needs_command:
+            raise _no_command(field)
+        return
+    _check_what_runs(spec.command, spec.shell, spec.handler, needs_command, field)
+    _check_fields(spec, _SPEC_DEFAULTS, field)
+    if spec.see_path is not None and spec.host is None:
+        raise _invalid(field + "see_path", "needs `host`, the id of the host where the path was seen")
+    if spec.merge and spec.stderr is not None:
+        raise _invalid(field + "merge", "does not go together with `stderr`; leave one out")
+    if spec.params is not None and spec.handler is None:
+        raise _invalid(field + "params", "needs `handler`")
+
+
+def check_row(row: TaskRow, defaults: TaskSpec, *, field: str = "") -> None:
+    """Raise Invalid unless this row of a bulk submit is right.  `defaults` must have been checked before."""
+    command = row.command
+    if (
+        command is not UNSET
+        and row == TaskRow(command=command)
+        and defaults.shell is None
+        and defaults.handler is None
+        and defaults.command is None
+    ):
+        check_command(command, field + "command")
+        return
+    if command is not UNSET and defaults.command is not None:
+        raise _invalid(field + "command", "is in the defaults too; leave one out")
+    _check_what_runs(
+        defaults.command if command is UNSET else command,
+        defaults.shell if row.shell is UNSET else row.shell,
+        defaults.handler,
+        True,
+        field,
+    )
+    _check_fields(row, _ROW_DEFAULTS, field)
+    merge = defaults.merge if row.merge is UNSET else row.merge
+    if merge and (defaults.stderr if row.stderr is UNSET else row.stderr) is not None:
+        raise _invalid(field + "merge", "does not go together with `stderr`; leave one out")
+
+
+def merge_row(defaults: TaskSpec, row: TaskRow) -> TaskSpec:
+    """The specification of one row: its fields over the defaults; `meta` and `env` are merged."""
+    changes = {name: value for name in _ROW_DEFAULTS if (value := getattr(row, name)) is not UNSET}
+    if "meta" in changes:
+        changes["meta"] = {**defaults.meta, **changes["meta"]}
+    if "env" in changes:
+        changes["env"] = {**defaults.env, **changes["env"]}
+    return msgspec.structs.replace(defaults, **changes)
+
+
+def check_job(spec: JobSpec, *, field: str = "") -> None:
+    """Raise Invalid, naming the field, unless this job can be stored as it is."""
+    if spec.name is not None:
+        check_name(spec.name, field + "name")
+    _check_priority(spec.priority, field + "priority")
+    if spec.max_parallel is not None:
+        _check_count(spec.max_parallel, field + "max_parallel")
+        if spec.max_parallel == 0:
+            raise _invalid(field + "max_parallel", "must be at least 1; disable the job to start nothing")
+    _check_meta(spec.meta, field + "meta")
+    if spec.time_limit_seconds is not None:
+        _check_time_limit(spec.time_limit_seconds, field + "time_limit_seconds")
+    if spec.task is not None:
+        check_spec(spec.task, needs_command=spec.array is not None, field=field + "task.")
+    if spec.array is not None:
+        if spec.task is None:
+            raise _invalid(field + "task", "is missing; an array needs the command that it runs")
+        check_array(spec.array, spec.task, field=field)
+
+
+def check_array(array: ArraySpec, task: TaskSpec, *, field: str = "") -> None:
+    """Raise Invalid unless this is one range or one list of items, and its outputs do not collide."""
+    if (array.range is None) == (array.items is None):
+        raise _invalid(field + "array", "needs either `range`, like 1-10, or `items`")
+    if array.range is not None:
+        count = sum(len(part) for part in parse_numbers(array.range, field + "array.range"))
+    else:
+        count = len(array.items or ())
+        for position, item in enumerate(array.items or ()):
+            if "\0" in item or not item.isascii():
+                _check_text(item, f"{field}array.items[{position}]")
+    if not 0 < count <= MOST_ARRAY_TASKS:
+        raise _invalid(field + "array", f"has {count} tasks; an array has 1 to {MOST_ARRAY_TASKS:,}")
+    if task.id is not None and not _tells_tasks_apart(task.id) and count > 1:
+        raise _invalid(field + "task.id", "would be the same for every task; put {index} into it")
+    for name, path in (("stdout", task.stdout), ("stderr", task.stderr)):
+        if path is not None and count > 1 and not task.append and not _tells_tasks_apart(path):
+            raise _invalid(
+                f"{field}task.{name}",
+                f"{path!r} would be overwritten by every task; put {{index}} into it, or append",
+            )
+
+
+def check_command(command: list[str], field: str = "command") -> None:
+    """Raise Invalid unless this is an argv that a system can run."""
+    if not command:
+        raise _invalid(field, "is empty; give the program and its arguments")
+    if not command[0]:
+        raise _invalid(field, "begins with an empty word; the first word is the program to run")
+    together = "".join(command)
+    if "\0" in together or not together.isascii():
+        for position, word in enumerate(command):
+            _check_text(word, f"{field}[{position}]")
+
+
+def parse_priority(value: str | int, field: str = "priority") -> int:
+    """The number of `high`, `normal`, `medium`, `low` or of a number.  Raises Invalid naming `field`."""
+    if isinstance(value, str):
+        if value.lower() in PRIORITIES:
+            return PRIORITIES[value.lower()]
+        try:
+            value = int(value)
+        except ValueError:
+            raise _invalid(
+                field,
+                f"{value!r} is no priority; write low, normal, high or a number from "
+                f"{LOWEST_PRIORITY} to {HIGHEST_PRIORITY}",
+            ) from None
+    _check_priority(value, field)
+    return value
+
+
+def task_fields(options: Mapping[str, Any], *, field: str = "", also: Iterable[str] = ()) -> dict[str, Any]:
+    """The fields of a TaskSpec or TaskRow from options in people's units; what is None is left out.
+
+    Takes the names of the SDK's keywords (`memory="8G"`, `time_limit="1h"`, `retries=3`) and the
+    names of the wire (`memory_bytes`), so that a specification that was shown can be submitted again.
+    Raises Invalid for an unknown name (`also` are more names to propose), a bad unit or a wrong type.
+    """
+    fields: dict[str, Any] = {}
+    retry: dict[str, Any] = {}
+    for name, value in options.items():
+        if value is None:
+            continue
+        try:
+            if name in _RETRY_OPTIONS:
+                key, parse = _RETRY_OPTIONS[name]
+                retry[key] = parse(value, field + name)
+            elif name in _PARSED:
+                key, parse = _PARSED[name]
+                fields[key] = parse(value, field + name)
+            elif name in _SPEC_DEFAULTS:
+                fields[name] = value
+            else:
+                raise unknown_option(name, also, field)
+        except (TypeError, ValueError) as error:
+            raise _invalid(field + name, f"{value!r} does not fit: {error}") from None
+    if retry:
+        fields["retry"] = msgspec.structs.replace(fields.get("retry", Retry()), **retry)
+    return fields
+
+
+def spec_from_options(*, field: str = "", needs_command: bool = True, **options: Any) -> TaskSpec:
+    """A checked TaskSpec from options in people's units.  Raises Invalid naming the field."""
+    fields = task_fields(options, field=field)
+    params = fields.pop("params", None)  # msgspec converts no Raw
+    spec = msgspec.structs.replace(_typed(TaskSpec, fields, field), params=params)
+    check_spec(spec, needs_command=needs_command, field=field)
+    return spec
+
+
+def row_from_options(options: Mapping[str, Any], defaults: TaskSpec, *, field: str = "") -> TaskRow:
+    """A checked row of a bulk submit from options in people's units.  Raises Invalid naming the field."""
+    fields = task_fields(options, field=field)
+    for name in fields:
+        if name not in _ROW_DEFAULTS:
+            raise _invalid(field + name, "is the same for all tasks of a submit; give it as an option")
+    row = _typed(TaskRow, fields, field)
+    check_row(row, defaults, field=field)
+    return row
+
+
+def unknown_option(name: str, also: Iterable[str] = (), field: str = "") -> Invalid:
+    """The refusal of an unknown option, with the nearest one that exists."""
+    known = sorted({*_PARSED, *_RETRY_OPTIONS, *_SPEC_DEFAULTS, *also})
+    near = get_close_matches(name, known, n=1)
+    return _invalid(field + name, "is no option" + (f"; did you mean {near[0]!r}?" if near else ""))
+
+
+def _typed(kind: type[T], fields: dict[str, Any], field: str) -> T:
+    try:
+        return msgspec.convert(fields, kind, strict=True)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at ")
+        name = path.strip("`").removeprefix("$.").removeprefix("$")
+        raise Invalid(f"{field}{name}: {problem}", field=f"{field}{name}") from None
+
+
+def _invalid(field: str, problem: str) -> Invalid:
+    return Invalid(f"{field}: {problem}", field=field)
+
+
+def _no_command(field: str) -> Invalid:
+    return _invalid(field + "command", "is missing; say what to run")
+
+
+def _tells_tasks_apart(text: str) -> bool:
+    return any(mark in text for mark in ("{}", "{.}", "{/}", "{index}", "{task}"))
+
+
+def _check_what_runs(
+    command: list[str] | None, shell: str | None, handler: str | None, needed: bool, field: str
+) -> None:
+    given = [
+        name
+        for name, value in (("command", command), ("shell", shell), ("handler", handler))
+        if value is not None
+    ]
+    if len(given) > 1:
+        raise _invalid(field + given[1], f"does not go together with `{given[0]}`; leave one out")
+    if not given and needed:
+        raise _no_command(field)
+
+
+def _check_text(text: str, field: str) -> None:
+    if "\0" in text:
+        raise _invalid(field, f"{text[:80]!r} holds a NUL character, which no system takes")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _invalid(field, f"{text[:80]!r} is no valid Unicode text") from None
+
+
+def _check_filled(text: str, field: str) -> None:
+    if not text:
+        raise _invalid(field, "is empty")
+    _check_text(text, field)
+
+
+def _check_shown_name(text: str, field: str) -> None:
+    _check_filled(text, field)
+    if len(text) > _LONGEST_NAME:
+        raise _invalid(field, f"has {len(text)} characters; at most {_LONGEST_NAME}")
+
+
+def _check_shell(line: str, field: str) -> None:
+    if not line.strip():
+        raise _invalid(field, "is empty; give a line for /bin/sh")
+    _check_text(line, field)
+    end = line.rstrip()
+    if end.endswith("&") and not end.endswith(("&&", "\\&", ">&", "<&")):
+        raise _invalid(
+            field,
+            "ends with `&`: the task would end at once and what it started be killed; leave the `&` out",
+        )
+
+
+def _check_meta(meta: dict[str, str], field: str) -> None:
+    for key, value in meta.items():
+        if not key or "=" in key or len(key) > 200 or not key.isprintable():
+            raise _invalid(
+                field, f"{key!r} is no key; use 1 to 200 characters, no `=` and no control character"
+            )
+        _check_text(value, f"{field}.{key}")
+
+
+def _check_env(env: dict[str, str], field: str) -> None:
+    for key, value in env.items():
+        if not key or "=" in key:
+            raise _invalid(field, f"{key!r} is no name of a variable")
+        _check_text(key, field)
+        _check_text(value, f"{field}.{key}")
+
+
+def _check_priority(value: int, field: str) -> None:
+    if not LOWEST_PRIORITY <= value <= HIGHEST_PRIORITY:
+        raise _invalid(field, f"{value} is not between {LOWEST_PRIORITY} and {HIGHEST_PRIORITY}")
+
+
+def _check_cpus(value: float, field: str) -> None:
+    if not 0 <= value <= _MOST_CPUS:
+        raise _invalid(field, f"{value:g} is not between 0 and {_MOST_CPUS}")
+
+
+def _check_bytes(value: int, field: str) -> None:
+    if not 0 <= value <= _MOST_BYTES:
+        raise _invalid(field, f"{value} is not between 0 and 4096P")
+
+
+def _check_count(value: int, field: str) -> None:
+    if not 0 <= value <= _MOST_COUNT:
+        raise _invalid(field, f"{value} is not between 0 and {_MOST_COUNT}")
+
+
+def _check_resources(resources: dict[str, int], field: str) -> None:
+    for name, count in resources.items():
+        check_name(name, field)
+        _check_count(count, f"{field}.{name}")
+
+
+def _check_nodelist(nodes: list[str], field: str) -> None:
+    for node in nodes:
+        _check_filled(node, field)
+
+
+def _check_absolute(path: str, field: str) -> None:
+    _check_filled(path, field)
+    if not path.startswith("/"):
+        raise _invalid(field, f"{path!r} is relative; write the whole path, from / on")
+
+
+def _check_umask(value: int, field: str) -> None:
+    if not 0 <= value <= 0o777:
+        raise _invalid(field, f"{value:o} is not between 000 and 777")
+
+
+def _check_seconds(value: float, field: str) -> None:
+    if not 0 <= value <= _MOST_SECONDS:
+        raise _invalid(field, f"{value:g} is not between 0 seconds and 300 years")
+
+
+def _check_time_limit(value: float, field: str) -> None:
+    _check_seconds(value, field)
+    if value == 0:
+        raise _invalid(field, "must be above 0; leave it out for no limit")
+
+
+def _check_retry(retry: Retry, field: str) -> None:
+    if not -1 <= retry.most <= 1_000_000_000:
+        raise _invalid(field + ".most", f"{retry.most} is not -1 (no limit), 0 or above")
+    _check_seconds(retry.delay_seconds, field + ".delay_seconds")
+    _check_seconds(retry.most_delay_seconds, field + ".most_delay_seconds")
+
+
+def _check_moment(text: str, field: str) -> None:
+    parse_time(text, field)
+
+
+_CHECKS: dict[str, Callable[[Any, str], object]] = {
+    "command": check_command,
+    "shell": _check_shell,
+    "name": _check_shown_name,
+    "id": lambda text, field: check_name(text, field),
+    "meta": _check_meta,
+    "pool": check_name,
+    "priority": _check_priority,
+    "cpus": _check_cpus,
+    "memory_bytes": _check_bytes,
+    "gpus": _check_count,
+    "resources": _check_resources,
+    "nodelist": _check_nodelist,
+    "match": _check_filled,
+    "see_path": _check_absolute,
+    "host": _check_filled,
+    "cwd": _check_absolute,
+    "env": _check_env,
+    "umask": _check_umask,
+    "stdout": _check_filled,
+    "stderr": _check_filled,
+    "output_limit_bytes": _check_bytes,
+    "disk_bytes": _check_bytes,
+    "time_limit_seconds": _check_time_limit,
+    "grace_seconds": _check_seconds,
+    "retry": _check_retry,
+    "retain_seconds": _check_seconds,
+    "not_before": _check_moment,
+    "max_parallel_label": check_name,
+    "handler": _check_filled,
+}
+
+
+def _check_fields(values: TaskSpec | TaskRow, defaults: dict[str, Any], field: str) -> None:
+    for name, default in defaults.items():
+        value = getattr(values, name)
+        if value is not default and value != default and (check := _CHECKS.get(name)):
+            check(value, field + name)
+
+
+def _whole(value: Any, field: str) -> int:
+    if isinstance(value, bool):
+        raise _invalid(field, f"{value!r} is no whole number")
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        raise _invalid(field, f"{value!r} is no whole number") from None
+    if isinstance(value, float) and (math.isnan(value) or number != value):
+        raise _invalid(field, f"{value!r} is no whole number")
+    return number
+
+
+def _command(value: Any, field: str) -> list[str]:
+    if isinstance(value, str):
+        raise _invalid(
+            field,
+            'is one text; write a list of words, like ["echo", "hello"], or '
+            f"shell={value[:40]!r} for a shell line",
+        )
+    words = list(value)
+    for position, word in enumerate(words):
+        if type(word) is not str:
+            words[position] = _word(word, f"{field}[{position}]")
+    return words
+
+
+def _word(value: Any, field: str) -> str:
+    if isinstance(value, bool) or value is None or isinstance(value, (bytes, list, dict)):
+        raise _invalid(field, f"{value!r} is no text")
+    return str(value)
+
+
+def _texts(value: Any, field: str) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise _invalid(field, f"{value!r} is no table of names and values")
+    return {_word(key, field): _word(one, f"{field}.{key}") for key, one in value.items()}
+
+
+def _counts(value: Any, field: str) -> dict[str, int]:
+    if not isinstance(value, Mapping):
+        raise _invalid(field, f"{value!r} is no table of names and counts")
+    return {_word(key, field): _whole(one, f"{field}.{key}") for key, one in value.items()}
+
+
+def _names(value: Any, field: str) -> list[str]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    return [_word(one, field) for one in value]
+
+
+def _umask(value: Any, field: str) -> int:
+    try:
+        return int(value, 8) if isinstance(value, str) else _whole(value, field)
+    except ValueError:
+        raise _invalid(field, f"{value!r} is no octal number; write one like 022") from None
+
+
+def _path(value: Any, field: str) -> str:
+    return _word(value, field)
+
+
+def _retry_value(value: Any, field: str) -> Retry:
+    return value if isinstance(value, Retry) else _typed(Retry, dict(value), field + ".")
+
+
+def _params(value: Any, field: str) -> msgspec.Raw:
+    return value if isinstance(value, msgspec.Raw) else msgspec.Raw(msgspec.json.encode(value))
+
+
+_PARSED: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
+    "command": ("command", _command),
+    "cpus": ("cpus", parse_cpus),
+    "memory": ("memory_bytes", parse_size),
+    "gpus": ("gpus", _whole),
+    "resources": ("resources", _counts),
+    "priority": ("priority", parse_priority),
+    "meta": ("meta", _texts),
+    "env": ("env", _texts),
+    "cwd": ("cwd", _path),
+    "stdout": ("stdout", _path),
+    "stderr": ("stderr", _path),
+    "nodelist": ("nodelist", _names),
+    "umask": ("umask", _umask),
+    "output_limit": ("output_limit_bytes", parse_size),
+    "disk": ("disk_bytes", parse_size),
+    "time_limit": ("time_limit_seconds", parse_duration),
+    "grace": ("grace_seconds", parse_duration),
+    "retain": ("retain_seconds", parse_duration),
+    "retry": ("retry", _retry_value),
+    "label": ("max_parallel_label", _word),
+    "params": ("params", _params),
+}
+_RETRY_OPTIONS: dict[str, tuple[str, Callable[[Any, str], Any]]] = {
+    "retries": ("most", _whole),
+    "retry_delay": ("delay_seconds", parse_duration),
+    "most_retry_delay": ("most_delay_seconds", parse_duration),
+}
+_SPEC_DEFAULTS: dict[str, Any] = {
+    one.name: getattr(TaskSpec(), one.name) for one in msgspec.structs.fields(TaskSpec)
+}
+_ROW_DEFAULTS: dict[str, Any] = {one.name: UNSET for one in msgspec.structs.fields(TaskRow)}
