@@ -74,7 +74,8 @@ def check_name(text: str, field: str = "name") -> str:
     """The name, unless it could be mistaken for an id.  Raises Invalid naming `field`."""
     if not _NAME.fullmatch(text) or text.isdigit() or text == "-":
         raise Invalid(
-            f"{field}: {text!r} cannot be a name; use 1 to 200 characters with no dot and no control character, and not only digits",
+            f"{field}: {text!r} cannot be a name; use 1 to 200 characters, no dot, no control character,"
+            " and not only digits",
             field=field,
         )
     return text

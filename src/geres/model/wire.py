@@ -1,7 +1,7 @@
 """The frames between a server and an agent: MessagePack over one WebSocket that the agent opens.
 
-Every frame is a Frame with at least one part.  Both ends tolerate unknown fields, so that neighbouring versions work
-together: a field is only ever added, at the end, with a default.
+Every frame is a Frame with at least one part.  Both ends tolerate unknown fields, so that neighbouring
+versions work together: a field is only ever added, at the end, with a default.
 Tasks are named by their key (see ids.py), times are microseconds since 1970 by the agent's clock (used
 for durations and for people, never for decisions).
 """
