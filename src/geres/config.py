@@ -1,0 +1,481 @@
+"""Options: their units, defaults and sources.  Reading never fails; `Config.check` says all that is wrong.
+
+Sources, weakest first: the defaults here, /etc/geres/geres.toml, geres.toml in the user's configuration
+folder, the nearest geres.toml or .geres.toml from the working directory upwards, the environment
+(`GERES_SERVER__LEASE_SECONDS=30`), flags.  A file may say `include = ["other.toml", "conf.d/*.toml"]`; what
+it says itself wins over what it includes.  In a value, `${env:NAME}` is an environment variable,
+`${file:PATH}` the text of a file, `${server.port}` another setting, and `$${` a plain `${`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import fields
+
+from geres.errors import Invalid
+from geres.model.units import parse_cpus, parse_duration, parse_size
+
+DEFAULT_PORT = 4470
+_SYSTEM_FILE = Path("/etc/geres/geres.toml")
+_NAMES_UPWARDS = ("geres.toml", ".geres.toml")
+_ENVIRONMENT = re.compile(r"GERES_([A-Z]+)__([A-Z0-9_]+)")
+_EXPRESSION = re.compile(r"\$\$\{|\$\{([^}]*)\}")
+_LEVELS = ("debug", "info", "warning", "error")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class ServerConfig(Struct, frozen=True):
+    """Options of `geres server`."""
+
+    #: Address to listen on.
+    host: str = "127.0.0.1"
+    #: Port to listen on.  `geres up` takes the next free one where it was not asked for one.
+    port: int = DEFAULT_PORT
+    #: Allow an address that other machines reach without TLS: tokens and tasks travel readable.
+    insecure: bool = False
+    #: `sqlite:PATH` or `postgresql://...`; empty for geres.db in GERES_HOME.
+    store: str = ""
+    #: A node that is silent for so long is lost.  Longer bears worse networks, shorter reruns sooner.
+    lease_seconds: float = 15.0
+    #: How long ended tasks and their outputs are kept.
+    retention_seconds: float = 90 * 86400.0
+    #: `pack` fills one node first, `spread` takes the emptiest.
+    placement: str = "pack"
+    #: Between equal priorities: `fair` starts the submitter with the least use first, `fifo` the oldest task.
+    order: str = "fair"
+    #: A task that has waited so long gets a node reserved, so that small ones do not starve it.
+    reserve_after_seconds: float = 300.0
+
+
+class AgentConfig(Struct, frozen=True):
+    """Options of `geres agent`: what its node offers, and how tasks run there."""
+
+    #: The node's name; empty for the host's.
+    name: str = ""
+    pool: str = "default"
+    #: What the node declares; 0 for what the machine has.
+    cpus: float = 0.0
+    #: What the node declares; 0 for what the machine has.
+    memory_bytes: int = 0
+    #: What the node declares; -1 for what is found.
+    gpus: int = -1
+    #: Named counts, like `{ licence = 3 }`.
+    resources: dict[str, int] = {}
+    #: Free words about the node, for `--match 'node.labels.site == "north"'`.
+    labels: dict[str, str] = {}
+    #: Most tasks at once, whatever they ask for; 0 for no such limit.
+    slots: int = 0
+    #: Folders that are the same on this node as where people submit.
+    shared_paths: tuple[str, ...] = ()
+    #: A task may take this many times the memory that it asked for before it is ended.
+    limit_factor: float = 1.0
+    #: Most that is kept of one output stream, whatever a task asks for.
+    output_limit_bytes: int = 1 << 30
+    #: Allowance for the folder and the outputs of a task that names none; 0 for none.
+    disk_bytes: int = 0
+    #: Words put before every command, like `nice -n 10`.
+    wrap: str = ""
+    #: A shell line that must succeed before the node takes tasks.
+    start: str = ""
+    #: On the way out, running tasks get so long to end by themselves.
+    drain_seconds: float = 20.0
+    #: Run tasks of other people as the agent's own account, where it is not root.
+    trust_submitters: bool = False
+
+
+class ClientConfig(Struct, frozen=True):
+    """Options of the command line and of `geres.Client`: what a task gets that does not say."""
+
+    cpus: float = 1.0
+    #: 0 asks for none and limits nothing.
+    memory_bytes: int = 0
+    pool: str = "default"
+    #: -1000 to 1000, larger first.
+    priority: int = 0
+    #: Between TERM and KILL when a task is cancelled or over its time.
+    grace_seconds: float = 20.0
+    #: Names, with `*`, that `--env '*'` leaves out.
+    env_deny: tuple[str, ...] = (
+        *("*TOKEN*", "*SECRET*", "*PASSWORD*", "*PASSWD*", "*_KEY", "*CREDENTIAL*", "GERES_*"),
+        *(
+            "SSH_*",
+            "DISPLAY",
+            "XAUTHORITY",
+            "DBUS_*",
+            "XDG_*",
+            "HOME",
+            "USER",
+            "LOGNAME",
+            "SHELL",
+            "PWD",
+            "OLDPWD",
+            "_",
+        ),
+    )
+    #: Refuse to submit as root.
+    refuse_root: bool = False
+
+
+class LogConfig(Struct, frozen=True):
+    """What server and agent write about themselves."""
+
+    #: debug, info, warning or error.
+    level: str = "info"
+    #: Levels of single areas, like `{ api = "debug" }`.
+    levels: dict[str, str] = {}
+    #: `json` for one object per line, `text` for people.
+    format: str = "json"
+
+
+class Config(Struct, frozen=True):
+    """All settings, where each came from, and what was wrong with the sources."""
+
+    server: ServerConfig = ServerConfig()
+    agent: AgentConfig = AgentConfig()
+    client: ClientConfig = ClientConfig()
+    log: LogConfig = LogConfig()
+    #: Key, like `server.port`, to the words for its source; `default` is left out.
+    origins: dict[str, str] = {}
+    problems: tuple[str, ...] = ()
+
+    def items(self) -> Iterator[tuple[str, Any, str]]:
+        """Every key with its value and its origin, in the order of the documentation."""
+        for section in SECTIONS:
+            values = getattr(self, section)
+            for one in fields(values):
+                key = f"{section}.{one.name}"
+                yield key, getattr(values, one.name), self.origins.get(key, "default")
+
+    def check(self) -> list[str]:
+        """Every problem as a sentence that names the key and its source; empty where all is well."""
+        return [
+            *self.problems,
+            *(f"{key} ({self.origins.get(key, 'default')}): {text}" for key, text in self._ranges()),
+        ]
+
+    def checked(self) -> Config:
+        """Itself.  Raises Invalid with all problems where there is any."""
+        if problems := self.check():
+            raise Invalid("\n".join(problems), problems=problems)
+        return self
+
+    def _ranges(self) -> Iterator[tuple[str, str]]:
+        server, agent, client, log = self.server, self.agent, self.client, self.log
+        if not 0 <= server.port <= 65535:
+            yield "server.port", f"{server.port} is no port; take one from 1 to 65535, or 0 for any free one"
+        if server.host not in _LOOPBACK and not server.insecure:
+            yield (
+                "server.host",
+                f"{server.host} is reached by other machines; say server.insecure = true to mean it",
+            )
+        if server.store and not server.store.startswith(("sqlite:", "postgresql://", "postgres://")):
+            yield (
+                "server.store",
+                f"{server.store!r} is no store; write sqlite:PATH or postgresql://USER@HOST/DATABASE",
+            )
+        if not 3 <= server.lease_seconds <= 3600:
+            yield "server.lease_seconds", f"{server.lease_seconds:g} is not between 3 s and 1 h"
+        if server.retention_seconds < 60:
+            yield "server.retention_seconds", f"{server.retention_seconds:g} is below a minute"
+        yield from _one_of("server.placement", server.placement, ("pack", "spread"))
+        yield from _one_of("server.order", server.order, ("fair", "fifo"))
+        if agent.limit_factor < 1:
+            yield (
+                "agent.limit_factor",
+                f"{agent.limit_factor:g} would end tasks within their request; at least 1",
+            )
+        for key, number, least in (
+            ("agent.memory_bytes", agent.memory_bytes, 0),
+            ("agent.gpus", agent.gpus, -1),
+            ("agent.slots", agent.slots, 0),
+            ("agent.output_limit_bytes", agent.output_limit_bytes, 0),
+            ("agent.disk_bytes", agent.disk_bytes, 0),
+            ("client.memory_bytes", client.memory_bytes, 0),
+        ):
+            if number < least:
+                yield key, f"{number} is below {least}"
+        for name, count in agent.resources.items():
+            if count < 0:
+                yield "agent.resources", f"{name} = {count} is below 0"
+        for path in agent.shared_paths:
+            if not path.startswith("/"):
+                yield "agent.shared_paths", f"{path!r} is no absolute path"
+        if not -1000 <= client.priority <= 1000:
+            yield "client.priority", f"{client.priority} is not between -1000 and 1000"
+        if client.cpus < 0:
+            yield "client.cpus", f"{client.cpus:g} is below 0"
+        yield from _one_of("log.level", log.level, _LEVELS)
+        for level in log.levels.values():
+            yield from _one_of("log.levels", level, _LEVELS)
+        yield from _one_of("log.format", log.format, ("json", "text"))
+
+
+SECTIONS: dict[str, type] = {
+    "server": ServerConfig,
+    "agent": AgentConfig,
+    "client": ClientConfig,
+    "log": LogConfig,
+}
+#: Key, like `server.port`, to the type of its field.
+KINDS: dict[str, Any] = {
+    f"{section}.{one.name}": one.type for section, kind in SECTIONS.items() for one in fields(kind)
+}
+
+
+def home() -> Path:
+    """The folder of the cluster: `GERES_HOME`, else the platform's user data folder.  It need not exist."""
+    if asked := os.environ.get("GERES_HOME"):
+        return Path(asked).expanduser().absolute()
+    from platformdirs import user_data_path  # a tenth of the start of a short command
+
+    return user_data_path("geres")
+
+
+def host_id() -> str:
+    """Names this machine, the same for every process and account on it; another one after a reboot."""
+    parts = [socket.gethostname()]  # containers of one machine share the two files below
+    for path in ("/etc/machine-id", "/proc/sys/kernel/random/boot_id"):
+        try:
+            parts.append(Path(path).read_text().strip())
+        except OSError:
+            continue
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def load(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    system_file: Path = _SYSTEM_FILE,
+    user_file: Path | None = None,
+) -> Config:
+    """Read all sources.  `flags` are keys like `server.port`; those that are None were not given.
+
+    Never raises for what the sources say: see `Config.check`.
+    """
+    env = os.environ if env is None else env
+    sources = _Sources(env)
+    user_file = user_file or _user_file()
+    for path in (system_file, user_file, _nearest(cwd or Path.cwd(), sources.problems)):
+        if path is not None and path.is_file():
+            sources.read(path)
+    for name, text in env.items():
+        if match := _ENVIRONMENT.fullmatch(name):
+            sources.put(f"{match[1]}.{match[2]}".lower(), text, f"environment {name}", Path.cwd())
+    for key, value in (flags or {}).items():
+        if value is not None:
+            sources.put(key, value, f"flag --{key.partition('.')[2].replace('_', '-')}", Path.cwd())
+    return sources.build()
+
+
+class _Raw(NamedTuple):
+    """A value as its source has it.  Paths in it are relative to `folder`."""
+
+    value: Any
+    origin: str
+    folder: Path
+
+
+class _Sources:
+    def __init__(self, env: Mapping[str, str]) -> None:
+        self._env = env
+        self._raw: dict[str, _Raw] = {}
+        self.problems: list[str] = []
+
+    def read(self, path: Path, within: tuple[Path, ...] = ()) -> None:
+        """Take over a file: what it includes first, then what it says itself."""
+        import tomllib  # most machines have no such file
+
+        path = path.absolute()
+        if path in within:
+            self.problems.append(f"{within[-1]}: include of {path} goes in a circle")
+            return
+        try:
+            table = tomllib.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            self.problems.append(f"{path}: cannot be read: {error}")
+            return
+        for included in self._included(path, table.pop("include", [])):
+            self.read(included, (*within, path))
+        for section, values in table.items():
+            if not isinstance(values, dict):
+                self.problems.append(f"{path}: {section} stands outside of a section like [server]")
+                continue
+            for name, value in values.items():
+                self.put(f"{section}.{name}", value, str(path), path.parent)
+
+    def put(self, key: str, value: Any, origin: str, folder: Path) -> None:
+        if key in KINDS:
+            self._raw[key] = _Raw(value, origin, folder)
+        else:
+            self.problems.append(f"{key} ({origin}): there is no such setting{_nearest_key(key)}")
+
+    def build(self) -> Config:
+        values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
+        origins = {}
+        for key, raw in self._raw.items():
+            section, _, name = key.partition(".")
+            try:
+                values[section][name] = _converted(key, self._resolved(raw, (key,)))
+            except Invalid as error:
+                self.problems.append(f"{key} ({raw.origin}): {str(error).removeprefix(key + ': ')}")
+                continue
+            origins[key] = raw.origin
+        return Config(
+            server=ServerConfig(**values["server"]),
+            agent=AgentConfig(**values["agent"]),
+            client=ClientConfig(**values["client"]),
+            log=LogConfig(**values["log"]),
+            origins=origins,
+            problems=tuple(self.problems),
+        )
+
+    def _included(self, path: Path, patterns: Any) -> Iterator[Path]:
+        from glob import glob, has_magic  # most files include nothing
+
+        for pattern in [patterns] if isinstance(patterns, str) else patterns:
+            found = sorted(glob(str(path.parent / str(pattern))))
+            if not found and not has_magic(str(pattern)):
+                self.problems.append(f"{path}: include names {pattern}, which is not there")
+            yield from map(Path, found)
+
+    def _resolved(self, raw: _Raw, within: tuple[str, ...]) -> Any:
+        """The value with its expressions replaced, in tables and lists too."""
+        value = raw.value
+        if isinstance(value, str):
+            return _EXPRESSION.sub(lambda match: self._expression(match, raw, within), value)
+        if isinstance(value, list):
+            return [self._resolved(_Raw(one, raw.origin, raw.folder), within) for one in value]
+        if isinstance(value, dict):
+            return {
+                name: self._resolved(_Raw(one, raw.origin, raw.folder), within) for name, one in value.items()
+            }
+        return value
+
+    def _expression(self, match: re.Match[str], raw: _Raw, within: tuple[str, ...]) -> str:
+        if match[1] is None:
+            return "${"
+        kind, colon, rest = match[1].partition(":")
+        if colon and kind == "env":
+            if rest not in self._env:
+                raise Invalid(f"{match[0]}: the environment has no {rest}")
+            return self._env[rest]
+        if colon and kind == "file":
+            try:
+                return (raw.folder / Path(rest).expanduser()).read_text().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise Invalid(f"{match[0]}: cannot be read: {error}") from None
+        if match[1] in within:
+            raise Invalid(f"{match[0]}: leads back to itself")
+        if match[1] not in KINDS:
+            raise Invalid(
+                f"{match[0]}: write ${{env:NAME}}, ${{file:PATH}} or a setting like ${{server.port}}"
+            )
+        if match[1] in self._raw:
+            return _plain(self._resolved(self._raw[match[1]], (*within, match[1])))
+        section, _, name = match[1].partition(".")
+        return _plain(getattr(SECTIONS[section](), name))
+
+
+def _converted(key: str, value: Any) -> Any:
+    """The value in the type of its field; texts as the environment and flags have them are parsed."""
+    kind = KINDS[key]
+    if kind is str:
+        if not isinstance(value, str):
+            raise Invalid(f"{value!r} is no text; put it in quotes")
+        return value
+    if kind is bool:
+        return _switch(value)
+    if kind is int:
+        return parse_size(value, key) if key.endswith("_bytes") else _whole(value)
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise Invalid(f"{value!r} is no number")
+        if key.endswith("_seconds"):
+            return parse_duration(value, key)
+        return parse_cpus(value, key)
+    if kind == tuple[str, ...]:
+        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+            raise Invalid(f"{value!r} is no list of texts")
+        return tuple(word for word in words if word)
+    pairs = _pairs(value)
+    return {name: _whole(one) for name, one in pairs.items()} if kind == dict[str, int] else pairs
+
+
+def _switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    if str(value).lower() in ("true", "yes", "on", "1"):
+        return True
+    if str(value).lower() in ("false", "no", "off", "0"):
+        return False
+    raise Invalid(f"{value!r} is neither true nor false")
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return int(value)
+        except ValueError:
+            pass
+    raise Invalid(f"{value!r} is no whole number")
+
+
+def _pairs(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        halves = [part.partition("=") for part in value.split(",") if part.strip()]
+        if not all(equals for _, equals, _ in halves):
+            raise Invalid(f"{value!r} is no list of NAME=VALUE, parted by commas")
+        return {name.strip(): text.strip() for name, _, text in halves}
+    if not isinstance(value, dict):
+        raise Invalid(f"{value!r} is no table")
+    return {
+        name: one if isinstance(one, int) and not isinstance(one, bool) else _plain(one)
+        for name, one in value.items()
+    }
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _user_file() -> Path:
+    from platformdirs import user_config_path  # see `home`
+
+    return user_config_path("geres") / "geres.toml"
+
+
+def _nearest(cwd: Path, problems: list[str]) -> Path | None:
+    """The first file from `cwd` upwards.  One of another account is left out: it could change what runs."""
+    for folder in (cwd, *cwd.parents):
+        for name in _NAMES_UPWARDS:
+            path = folder / name
+            if not path.is_file():
+                continue
+            if path.stat().st_uid not in (0, os.getuid()):
+                problems.append(f"{path}: belongs to another account; it is not read")
+                return None
+            return path
+    return None
+
+
+def _nearest_key(key: str) -> str:
+    from difflib import get_close_matches  # slow to import, and only a mistake needs it
+
+    near = get_close_matches(key, KINDS, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    if value not in known:
+        yield key, f"{value!r} is none of {', '.join(known)}"
