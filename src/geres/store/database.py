@@ -124,7 +124,7 @@ class Database(ABC):
 
 
 def open_database(url: str) -> Database:
-    """Open `sqlite:PATH` or `postgresql://...`.  Raises Invalid for another form, or a file of another kind."""
+    """Open `sqlite:PATH` or `postgresql://...`.  Raises Invalid for another form or file."""
     if url.startswith("sqlite:"):
         return SqliteDatabase(Path(url.removeprefix("sqlite:")))
     if url.startswith(("postgresql://", "postgres://")):

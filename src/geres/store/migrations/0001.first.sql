@@ -95,7 +95,6 @@ CREATE TABLE job (
     spec_id             INTEGER,                      -- the specification of an array's tasks
     lane_id             INTEGER,                      -- the lane of an array's tasks
     array_range         TEXT,                         -- JSON [[first, last, step], ...]; NULL: no array
-    array_items         TEXT,                         -- JSON list of strings
     array_total         INTEGER NOT NULL DEFAULT 0,
     array_done          INTEGER NOT NULL DEFAULT 0,   -- how many have a row
     task_seq            INTEGER NOT NULL DEFAULT 0,   -- the last task number given
@@ -372,4 +371,12 @@ CREATE TABLE quarantine (
     key       TEXT NOT NULL,
     body      TEXT NOT NULL,
     error     TEXT NOT NULL
+);
+
+-- The items of an array that have no task row yet, in pieces: tasks first, first + 1, ...
+CREATE TABLE array_piece (
+    job_id  INTEGER NOT NULL REFERENCES job (id) ON DELETE CASCADE,
+    first   INTEGER NOT NULL,
+    items   TEXT NOT NULL,                         -- JSON list of strings
+    PRIMARY KEY (job_id, first)
 );

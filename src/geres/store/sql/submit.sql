@@ -1,0 +1,176 @@
+-- name: find_tenant
+SELECT id FROM tenant WHERE name = :name
+
+-- name: create_tenant
+INSERT INTO tenant (name, created_at) VALUES (:name, :now_us)
+ON CONFLICT (name) DO UPDATE SET name = excluded.name
+RETURNING id
+
+-- name: find_pool
+SELECT id FROM pool WHERE tenant_id = :tenant_id AND name = :name
+
+-- name: create_pool
+INSERT INTO pool (tenant_id, name, created_at) VALUES (:tenant_id, :name, :now_us)
+ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name
+RETURNING id
+
+-- name: find_job_by_name
+-- The latest one of that name; the caller's own living one first.
+SELECT id FROM job
+ WHERE tenant_id = :tenant_id AND name = :name
+ ORDER BY CASE WHEN submitted_by = :subject AND named = 1 AND state IN ('active', 'disabled', 'closing')
+               THEN 0 ELSE 1 END, id DESC
+ LIMIT 1
+
+-- name: living_job_of_name
+SELECT id FROM job
+ WHERE tenant_id = :tenant_id AND submitted_by = :subject AND name = :name AND named = 1
+   AND state IN ('active', 'disabled', 'closing')
+
+-- name: create_job
+INSERT INTO job (tenant_id, submitted_by, name, named, state, state_since, priority, max_parallel, on_all_complete,
+                 on_lost, time_limit_us, meta, spec, array_range, array_total, parent_job_id, created_at)
+VALUES (:tenant_id, :subject, :name, :named, 'active', :now_us, :priority, :max_parallel, :on_all_complete,
+        :on_lost, :time_limit_us, :meta, :spec, :array_range, :array_total, :parent_job_id, :now_us)
+ON CONFLICT DO NOTHING
+RETURNING id
+
+-- name: set_array
+UPDATE job SET spec_id = :spec_id, lane_id = :lane_id WHERE id = :job_id
+
+-- name: lock_job
+SELECT * FROM job WHERE id = :job_id AND tenant_id = :tenant_id
+/* for update */
+
+-- name: take_numbers
+-- No row back: the job takes no more tasks.
+UPDATE job SET task_seq = task_seq + :n, task_count = task_count + :n
+ WHERE id = :job_id AND state IN ('active', 'disabled')
+RETURNING task_seq - :n AS before, priority, spec
+
+-- name: find_class
+SELECT id FROM resource_class WHERE hash = :hash
+
+-- name: create_class
+INSERT INTO resource_class (hash, body) VALUES (:hash, :body)
+ON CONFLICT (hash) DO UPDATE SET hash = excluded.hash
+RETURNING id
+
+-- name: find_lane
+SELECT id FROM lane
+ WHERE job_id = :job_id AND submitted_by = :subject AND pool_id = :pool_id AND class_id = :class_id
+
+-- name: create_lane
+INSERT INTO lane (tenant_id, pool_id, job_id, submitted_by, class_id)
+VALUES (:tenant_id, :pool_id, :job_id, :subject, :class_id)
+ON CONFLICT (job_id, submitted_by, pool_id, class_id) DO UPDATE SET class_id = excluded.class_id
+RETURNING id
+
+-- name: activate_lane
+UPDATE lane
+   SET priority = CASE WHEN active = 1 AND priority > :priority THEN priority ELSE :priority END, active = 1
+ WHERE id = :lane_id AND (active = 0 OR priority < :priority)
+
+-- name: find_spec
+SELECT id FROM spec WHERE job_id = :job_id AND hash = :hash
+
+-- name: create_spec
+INSERT INTO spec (job_id, hash, body, meta) VALUES (:job_id, :hash, :body, :meta)
+ON CONFLICT (job_id, hash) DO UPDATE SET hash = excluded.hash
+RETURNING id
+
+-- name: living_task_of_own_id
+SELECT id FROM task
+ WHERE job_id = :job_id AND own_id = :own_id
+   AND state IN ('blocked', 'queued', 'held', 'assigned', 'running', 'suspended')
+
+-- name: set_cap
+INSERT INTO "limit" (tenant_id, scope, key, most) VALUES (:tenant_id, :scope, :key, :most)
+ON CONFLICT (tenant_id, scope, key) DO UPDATE SET most = excluded.most
+
+-- name: drop_cap
+DELETE FROM "limit" WHERE tenant_id = :tenant_id AND scope = :scope AND key = :key
+
+-- name: add_array_piece
+INSERT INTO array_piece (job_id, first, items) VALUES (:job_id, :first, :items)
+
+-- name: jobs_to_unfold
+SELECT id FROM job
+ WHERE array_done < array_total AND state IN ('active', 'disabled', 'closing')
+ ORDER BY id LIMIT :limit
+
+-- name: lock_array
+SELECT id, tenant_id, submitted_by, spec_id, lane_id, priority, array_range, array_total, array_done, spec
+  FROM job
+ WHERE id = :job_id AND array_done < array_total AND state IN ('active', 'disabled', 'closing')
+/* for update */
+
+-- name: array_piece_at
+SELECT first, items FROM array_piece WHERE job_id = :job_id AND first = :first
+
+-- name: unfold_range
+INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at)
+WITH RECURSIVE number (n) AS (
+    SELECT :first UNION ALL SELECT n + :step FROM number WHERE n + :step <= :last)
+SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq
+  FROM number
+
+-- name: unfold_range @postgres
+INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at)
+SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq
+  FROM generate_series(CAST(:first AS BIGINT), CAST(:last AS BIGINT), CAST(:step AS BIGINT)) AS n
+
+-- name: unfold_items
+INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, item, state, state_since, priority, seq,
+                  created_at)
+SELECT :base + :first + key, :job_id, :tenant_id, :subject, :lane_id, :spec_id, value, :state, :now_us,
+       :priority, :seq, :seq
+  FROM json_each(:items)
+
+-- name: unfold_items @postgres
+INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, item, state, state_since, priority, seq,
+                  created_at)
+SELECT :base + :first + ordinality - 1, :job_id, :tenant_id, :subject, :lane_id, :spec_id, value, :state, :now_us,
+       :priority, :seq, :seq
+  FROM json_array_elements_text(CAST(:items AS JSON)) WITH ORDINALITY
+
+-- name: array_unfolded
+UPDATE job
+   SET array_done = array_done + :n, task_count = task_count + :n,
+       task_seq = CASE WHEN task_seq > :last THEN task_seq ELSE :last END
+ WHERE id = :job_id
+
+-- name: drop_array_piece
+DELETE FROM array_piece WHERE job_id = :job_id AND first = :first
+
+-- name: start_idempotency
+-- No row changed: the key was used before.
+INSERT INTO idempotency (tenant_id, subject, key, body_hash, answer, created_at)
+VALUES (:tenant_id, :subject, :key, :body_hash, '', :now_us)
+ON CONFLICT (tenant_id, subject, key) DO NOTHING
+
+-- name: find_idempotency
+SELECT body_hash, answer FROM idempotency WHERE tenant_id = :tenant_id AND subject = :subject AND key = :key
+
+-- name: end_idempotency
+UPDATE idempotency SET answer = :answer WHERE tenant_id = :tenant_id AND subject = :subject AND key = :key
+
+-- name: lock_parent_tasks
+SELECT id, tenant_id, state FROM task WHERE id IN ids(:task_ids) ORDER BY id
+/* for update */
+
+-- name: mark_parent_tasks
+UPDATE task SET is_parent = 1 WHERE id IN ids(:task_ids) AND is_parent = 0
+
+-- name: lock_parent_jobs
+SELECT id, tenant_id, state, task_count, array_total - array_done AS not_yet,
+       succeeded, failed, cancelled, skipped
+  FROM job WHERE id IN ids(:job_ids) ORDER BY id
+/* for update */
+
+-- name: mark_parent_jobs
+UPDATE job SET is_parent = 1 WHERE id IN ids(:job_ids) AND is_parent = 0
+
+-- name: set_not_before
+UPDATE task SET not_before_at = :not_before_at
+ WHERE id >= :job_id * 4294967296 AND id < (:job_id + 1) * 4294967296 AND state = 'blocked' AND not_before_at IS NULL
