@@ -1,1 +1,1 @@
-"""Larger outputs, inputs and packages, in a folder."""
+"""Bytes too large for the database: outputs of tasks, by key, in a folder."""

@@ -1,0 +1,57 @@
+"""What the routes work with.  The server makes one Context and gives it to the application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from geres.aio import Doorbell
+from geres.blobs.folder import FolderBlobs
+from geres.model.demand import Demand
+from geres.model.tasks import WhyNode
+from geres.store.database import Database
+
+
+class Waiters(Protocol):
+    """See server/waiters.py."""
+
+    def job_changed(self, job_ids: Collection[int]) -> None: ...
+
+    def task_ended(self, keys: Collection[int]) -> None: ...
+
+    def is_streaming(self, job_id: int) -> bool: ...
+
+    def job(self, job_id: int) -> AbstractContextManager[Doorbell]: ...
+
+    def task(self, key: int) -> AbstractContextManager[Doorbell]: ...
+
+
+class Dispatcher(Protocol):
+    """What the API asks of the part that talks to the agents (server/dispatcher.py)."""
+
+    def ring(self) -> None:
+        """Something may start now: tasks were queued, released, freed."""
+
+    def asked(self) -> None:
+        """Something was asked of running tasks; tell their nodes."""
+
+    def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
+        """Why the known nodes of the pool do not take such a task now, and the node that would take it."""
+
+    async def open_stream(self, task: int, attempt: int, path: str, with_stdin: bool) -> bool:
+        """Ask the task's node to connect to `path`.  False where no node of this server has the attempt."""
+
+
+@dataclass
+class Context:
+    db: Database
+    clock: Callable[[], int]  #: microseconds since 1970 UTC
+    dispatcher: Dispatcher
+    waiters: Waiters
+    blobs: FolderBlobs
+    unfolder: Doorbell = field(default_factory=Doorbell)  #: rung when an array was created
+    job_ender: Doorbell = field(default_factory=Doorbell)  #: rung when a job may have ended
+    version: str = ""
+    stopping: bool = False  #: new requests are refused; open ones finish

@@ -1,0 +1,196 @@
+"""The outermost layer: says who asks, bounds bodies, answers the hottest routes itself, passes on the rest.
+
+The routes in HOT are asked so often, or with bodies so large, that a framework's share of their time would
+show.  They are plain functions of a Call; the OpenAPI document describes them all the same (see app.py).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from geres.api.asgi import App, Message, Receive, Scope, Send, respond
+from geres.api.auth import Auth, check_may
+from geres.api.bodies import error_body
+from geres.api.context import Context
+from geres.errors import GeresError, Invalid, StoreUnavailable
+from geres.model.callers import Caller
+
+log = logging.getLogger("geres.api")
+
+_MOST_BODY_BYTES = 16 << 20
+_MOST_BULK_BYTES = 256 << 20
+_LARGE = frozenset({"/v1/tasks:bulk", "/v1/jobs"})
+_OPEN = frozenset({"/healthz", "/readyz"})
+
+
+@dataclass(slots=True)
+class Call:
+    """One request of a hot route.  `key` is the part of the path that varies."""
+
+    context: Context
+    caller: Caller
+    key: str
+    query: bytes
+    body: bytes
+    headers: dict[bytes, bytes]
+
+
+#: A hot route answers with a status and JSON.
+Hot = Callable[[Call], Awaitable[tuple[int, bytes]]]
+WebSocketRoute = Callable[[Context, Caller, Scope, Receive, Send], Awaitable[None]]
+
+
+class ClientGone(Exception):
+    """The client hung up before its body was there."""
+
+
+class Front:
+    """The ASGI application."""
+
+    def __init__(
+        self,
+        context: Context,
+        inner: App,
+        *,
+        exact: dict[tuple[str, str], Hot],
+        by_key: dict[tuple[str, str, str], Hot],
+        sockets: Callable[[str], WebSocketRoute | None],
+    ) -> None:
+        """`exact` is by method and path, `by_key` by method and what stands before and after a key."""
+        self._context, self._inner = context, inner
+        self._auth = Auth(context.db, context.clock)
+        self._exact, self._sockets = exact, sockets
+        self._by_key = [(method, before, after, hot) for (method, before, after), hot in by_key.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._http(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        else:
+            await self._inner(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, watched)
+        except ClientGone:
+            return
+        except GeresError as error:
+            if started:
+                raise
+            headers = [(b"www-authenticate", b"Bearer")] if error.http_status == 401 else []
+            if isinstance(error, StoreUnavailable):
+                headers.append((b"retry-after", b"1"))
+            await respond(send, error.http_status, error_body(error), headers)
+        except Exception:
+            log.exception("request failed", extra={"event": "request_failed", "path": scope["path"]})
+            if started:
+                raise
+            fault = GeresError("geres itself failed; the server's log has the traceback")
+            fault.code = "internal"
+            await respond(send, 500, error_body(fault))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method, path = scope["method"], scope["path"]
+        if path in _OPEN:
+            await self._inner(scope, receive, send)
+            return
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        if self._context.stopping and method != "GET":
+            raise StoreUnavailable("this server is stopping; ask again in a moment")
+        authorization = headers.get(b"authorization")
+        caller = self._auth.remembered(authorization) or await self._auth.caller(authorization)
+        check_may(caller, method, path)
+        found = self._hot(method, path)
+        if found is None:
+            scope["state"]["caller"] = caller
+            most = _MOST_BULK_BYTES if path in _LARGE else _MOST_BODY_BYTES
+            body = receive if path.startswith("/v1/agents") else _bounded(receive, headers, most)
+            await self._inner(scope, body, send)
+            return
+        hot, key = found
+        content = b""
+        if method != "GET":
+            most = _MOST_BULK_BYTES if path in _LARGE else _MOST_BODY_BYTES
+            content = await _whole_body(_bounded(receive, headers, most))
+        status, answer = await hot(Call(self._context, caller, key, scope["query_string"], content, headers))
+        await respond(send, status, answer)
+
+    def _hot(self, method: str, path: str) -> tuple[Hot, str] | None:
+        if hot := self._exact.get((method, path)):
+            return hot, ""
+        for wanted, before, after, hot in self._by_key:
+            if method == wanted and path.startswith(before) and path.endswith(after):
+                key = path[len(before) : len(path) - len(after)]
+                if key and "/" not in key:
+                    return hot, key
+        return None
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refusals come before the handshake is accepted, so the client sees the status and the reason."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        try:
+            route = self._sockets(scope["path"])
+            if route is None:
+                raise Invalid(f"there is no WebSocket at {scope['path']}")
+            caller = await self._auth.caller(headers.get(b"authorization"))
+            check_may(caller, "WEBSOCKET", scope["path"])
+            await route(self._context, caller, scope, receive, send)
+        except GeresError as error:
+            await refuse_socket(scope, receive, send, error)
+
+
+async def refuse_socket(scope: Scope, receive: Receive, send: Send, error: GeresError) -> None:
+    """Answer a handshake with an HTTP error."""
+    message = await receive()
+    if message["type"] != "websocket.connect":
+        return
+    body = error_body(error)
+    if "websocket.http.response" in scope.get("extensions", {}):
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "websocket.http.response.start", "status": error.http_status, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+    else:
+        await send({"type": "websocket.close", "code": 4000 + error.http_status, "reason": str(error)[:100]})
+
+
+def _bounded(receive: Receive, headers: dict[bytes, bytes], most: int) -> Receive:
+    """The same stream of messages, which ends with Invalid where the body is longer than `most` bytes."""
+    too_long = Invalid(f"body: is longer than {most >> 20} MiB; send it in pieces", field="body")
+    too_long.http_status = 413
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > most:
+        raise too_long
+    seen = 0
+
+    async def bounded() -> Message:
+        nonlocal seen
+        message = await receive()
+        if message["type"] == "http.request":
+            seen += len(message.get("body", b""))
+            if seen > most:
+                raise too_long
+        return message
+
+    return bounded
+
+
+async def _whole_body(receive: Receive) -> bytes:
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        if message["type"] == "http.request":
+            pieces.append(message.get("body", b""))
+            if not message.get("more_body", False):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
