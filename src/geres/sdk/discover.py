@@ -1,0 +1,132 @@
+"""Find the cluster: an address that was given, the environment, or the one of this user's `geres up`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from geres import config
+from geres.errors import Denied, NotFound, Unauthenticated, Unreachable
+from geres.sdk.http import Address
+
+NO_CLUSTER = "no geres here: start one with `geres up`, or `geres login URL`"
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class UpFile(msgspec.Struct, kw_only=True):
+    """What `geres up` writes into its home: the process that keeps the parts running."""
+
+    pid: int
+    host_id: str = ""
+    started_at: str = ""
+
+
+class AddressFile(msgspec.Struct, kw_only=True):
+    """What a server writes into its home once it accepts requests."""
+
+    url: str
+    host_id: str
+    host: str = ""
+    pid: int = 0
+    version: str = ""
+    started_at: str = ""
+
+
+def locate(url: str | None = None, token: str | None = None, home: str | Path | None = None) -> Address:
+    """The address and token to use: the arguments, GERES_URL and GERES_TOKEN, or those in the home.
+
+    Raises Unreachable, with the next step, where there is none.
+    """
+    if home is not None and url is None:
+        return _of_home(Path(home).expanduser().absolute(), token)
+    origin = "the argument"
+    if url is None and (url := os.environ.get("GERES_URL") or None):
+        origin = "GERES_URL"
+    if url is None:
+        return _of_home(config.home(), token)
+    token = token or os.environ.get("GERES_TOKEN") or None
+    folder = Path(home).expanduser() if home is not None else config.home()
+    if token is None:
+        token = _token_beside(folder, url)
+    if token is None:
+        raise Unauthenticated(f"{url} needs a token: set GERES_TOKEN, or give token=")
+    return Address(url.rstrip("/"), token, origin)
+
+
+def read_address(home: Path) -> AddressFile | None:
+    """The address that the server of this home wrote; None where none runs."""
+    try:
+        return msgspec.json.decode((home / "address.json").read_bytes(), type=AddressFile)
+    except FileNotFoundError:
+        return None
+    except PermissionError as error:
+        raise Denied(f"{error.filename} belongs to another account; use your own GERES_HOME") from None
+    except (OSError, msgspec.DecodeError) as error:
+        raise Unreachable(
+            f"{home / 'address.json'} cannot be read: {error}; start again with `geres up`"
+        ) from None
+
+
+def has_keeper(home: Path) -> bool:
+    """True while a `geres up` of this host keeps the parts of this home running."""
+    try:
+        up = msgspec.json.decode((home / "up.json").read_bytes(), type=UpFile)
+    except (OSError, msgspec.DecodeError):
+        return False
+    return up.host_id in ("", config.host_id()) and is_alive(up.pid)
+
+
+def is_alive(pid: int) -> bool:
+    """True where a process of that number runs."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _of_home(home: Path, token: str | None) -> Address:
+    found = read_address(home)
+    if found is None:
+        raise Unreachable(NO_CLUSTER, home=str(home))
+    here = found.host_id == config.host_id()
+    if here and found.pid and not is_alive(found.pid) and not has_keeper(home):
+        raise Unreachable(
+            f"the geres of {home} does not run any more (its server was process {found.pid}): "
+            "start it with `geres up`",
+            home=str(home),
+        )
+    if not here and urlsplit(found.url).hostname in _LOOPBACK:
+        raise Unreachable(
+            f"{home / 'address.json'} is of host {found.host or 'another'}, which only that host reaches: "
+            "run this there, or set GERES_HOME to a folder of this host",
+            host=found.host,
+        )
+    token = token or os.environ.get("GERES_TOKEN") or _read_token(home / "token")
+    if token is None:
+        raise NotFound(f"{home / 'token'} is missing; start the cluster again with `geres up`")
+    return Address(found.url.rstrip("/"), token, str(home / "address.json"))
+
+
+def _token_beside(home: Path, url: str) -> str | None:
+    """The home's token, where the URL is that of the home's own server."""
+    found = read_address(home)
+    if found is None or found.url.rstrip("/") != url.rstrip("/"):
+        return None
+    return _read_token(home / "token")
+
+
+def _read_token(path: Path) -> str | None:
+    try:
+        return path.read_text().strip() or None
+    except FileNotFoundError:
+        return None
+    except PermissionError:
+        raise Denied(
+            f"{path} belongs to another account; use your own GERES_HOME, or set GERES_TOKEN"
+        ) from None

@@ -1,0 +1,288 @@
+"""The wire to a server: JSON over kept-alive connections, one a thread, with safe retries."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import select
+import socket
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+from urllib.parse import urlencode, urlsplit
+
+import msgspec
+
+from geres.errors import GeresError, Invalid, StoreUnavailable, Unauthenticated, Unreachable, from_wire
+
+T = TypeVar("T")
+
+#: How long a server that has answered before is tried again, and one that never has.
+PATIENCE_SECONDS = 60.0
+FIRST_PATIENCE_SECONDS = 5.0
+_FIRST_PAUSE_SECONDS = 0.05
+_LONGEST_PAUSE_SECONDS = 2.0
+_CHUNK_BYTES = 64 << 10
+_LOST = (OSError, http.client.HTTPException)
+
+encode = msgspec.json.Encoder().encode
+_decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a cluster is, and who found it."""
+
+    url: str
+    token: str
+    origin: str = "the argument"  #: for messages: where the address was found
+
+
+class _Wire:
+    """One connection; it closes when its thread's memory of it goes."""
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self.connection = connection
+        self.pid = os.getpid()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.connection.close()
+
+
+class Transport:
+    """Requests to one server.  Safe to share between threads and to use after a fork."""
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        patience_seconds: float = PATIENCE_SECONDS,
+        locate: Callable[[], Address] | None = None,
+    ) -> None:
+        """`locate` finds the address again after a loss: a restarted server may have another port."""
+        parts = urlsplit(address.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise Invalid(
+                f"url: {address.url!r} is no address; write one like http://127.0.0.1:4470", field="url"
+            )
+        self.address = address
+        self._patience = patience_seconds
+        self._locate = locate
+        self._answered = False
+        self._mine = threading.local()
+        self._wires: weakref.WeakSet[_Wire] = weakref.WeakSet()
+
+    def get(self, path: str, kind: type[T], *, timeout: float = 30.0, **query: Any) -> T:
+        """The answer of a GET as `kind`.  What is None in `query` is left out."""
+        return decoder(kind).decode(self.call("GET", path, query=query, timeout=timeout))
+
+    def post(
+        self,
+        path: str,
+        kind: type[T],
+        body: Any,
+        *,
+        key: str | None = None,
+        timeout: float = 60.0,
+        **query: Any,
+    ) -> T:
+        """The answer of a POST as `kind`.  `body` is a struct, or bytes of JSON.
+
+        It goes with an Idempotency-Key, so that a repeat after a lost connection changes nothing.
+        """
+        content = body if isinstance(body, bytes) else encode(body)
+        answer = self.call("POST", path, content, query=query, key=key or new_key(), timeout=timeout)
+        return decoder(kind).decode(answer)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 30.0,
+    ) -> bytes:
+        """The body of the answer.  Raises the error that the server names, or Unreachable.
+
+        A lost connection and a 503 are tried again, with growing pauses, as long as patience lasts.
+        """
+        target = path + _query(query)
+        fields = dict(headers or {})
+        if key is not None:
+            fields["Idempotency-Key"] = key
+        if body is not None:
+            fields["Content-Type"] = "application/json"
+        return self._patiently(lambda: self._exchange(method, target, body, fields, timeout))
+
+    def stream(self, path: str, *, timeout: float = 60.0, **query: Any) -> Iterator[bytes]:
+        """The body of a GET in pieces as they come; a break in the middle raises Unreachable."""
+        target = path + _query(query)
+        answer = self._patiently(lambda: self._send("GET", target, None, {}, timeout))
+        try:
+            if answer.status >= 400:
+                raise self._refusal(answer.status, answer.read())
+            while piece := answer.read1(_CHUNK_BYTES):
+                yield piece
+        except _LOST as error:
+            raise Unreachable(f"the connection to {self.address.url} broke: {error}") from error
+        finally:
+            if not answer.isclosed():
+                self._drop()
+
+    def close(self) -> None:
+        """Close all connections; the next request opens a new one."""
+        for wire in list(self._wires):
+            if wire.pid == os.getpid():
+                wire.connection.close()
+
+    def _patiently(self, attempt: Callable[[], T]) -> T:
+        started = time.monotonic()
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            failure: GeresError
+            try:
+                result = attempt()
+                self._answered = True
+                return result
+            except StoreUnavailable as error:
+                self._answered = True
+                failure = error
+            except Unauthenticated as error:
+                # A restarted cluster on the same port has another token beside its address.
+                if not self._moved():
+                    raise
+                failure = error
+            except _LOST as error:
+                failure = Unreachable(
+                    f"no server answers at {self.address.url} (from {self.address.origin}): "
+                    f"{error or 'cut off'}",
+                    url=self.address.url,
+                )
+                failure.__cause__ = error
+                if self._moved():
+                    continue
+            patience = self._patience if self._answered else min(FIRST_PATIENCE_SECONDS, self._patience)
+            if time.monotonic() - started + pause > patience:
+                raise failure
+            time.sleep(pause)
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _moved(self) -> bool:
+        """Look the address up again.  True where it is another one now."""
+        if self._locate is None:
+            return False
+        try:
+            found = self._locate()
+        except GeresError:
+            return False
+        if (found.url, found.token) == (self.address.url, self.address.token):
+            return False
+        self.address = found
+        self.close()
+        return True
+
+    def _exchange(
+        self, method: str, target: str, body: bytes | None, headers: dict[str, str], timeout: float
+    ) -> bytes:
+        answer = self._send(method, target, body, headers, timeout)
+        try:
+            content = answer.read()
+        except BaseException:
+            self._drop()
+            raise
+        if answer.status >= 400:
+            raise self._refusal(answer.status, content)
+        return content
+
+    def _send(
+        self, method: str, target: str, body: bytes | None, headers: dict[str, str], timeout: float
+    ) -> http.client.HTTPResponse:
+        fields = {"Authorization": f"Bearer {self.address.token}", **headers}
+        connection, fresh = self._connection(timeout)
+        try:
+            try:
+                connection.request(method, target, body, fields)
+                return connection.getresponse()
+            except (ConnectionError, http.client.BadStatusLine):
+                if fresh:
+                    raise
+                # The server closed a kept connection just as we wrote to it: its right, so once more.
+                self._drop()
+                connection, _ = self._connection(timeout)
+                connection.request(method, target, body, fields)
+                return connection.getresponse()
+        except BaseException:
+            # Also when interrupted: half an answer must not be read as the next one.
+            self._drop()
+            raise
+
+    def _connection(self, timeout: float) -> tuple[http.client.HTTPConnection, bool]:
+        """This thread's connection, and whether it is fresh."""
+        wire: _Wire | None = getattr(self._mine, "wire", None)
+        if wire is not None and wire.pid == os.getpid() and (sock := wire.connection.sock) is not None:
+            if not _is_readable(sock):  # between requests only the end of the stream can be read
+                sock.settimeout(timeout)
+                return wire.connection, False
+            wire.connection.close()
+        parts = urlsplit(self.address.url)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+        connection.connect()
+        self._mine.wire = wire = _Wire(connection)
+        self._wires.add(wire)
+        return connection, True
+
+    def _drop(self) -> None:
+        wire: _Wire | None = getattr(self._mine, "wire", None)
+        if wire is not None:
+            wire.connection.close()
+            del self._mine.wire
+
+    def _refusal(self, status: int, content: bytes) -> GeresError:
+        try:
+            error = msgspec.json.decode(content)["error"]
+            rebuilt = from_wire(error["code"], error["message"], error.get("facts") or {})
+            rebuilt.code = error["code"]
+        except (msgspec.DecodeError, KeyError, TypeError):
+            text = content[:200].decode("utf-8", "replace").strip()
+            kind = StoreUnavailable if status == 503 else GeresError
+            return kind(f"{self.address.url} answered {status}: {text or 'nothing more'}", status=status)
+        return rebuilt
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    if not hasattr(select, "poll"):
+        return bool(select.select([sock], [], [], 0)[0])
+    watcher = select.poll()
+    watcher.register(sock, select.POLLIN)
+    return bool(watcher.poll(0))
+
+
+def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
+    """The decoder of a type, made once."""
+    found = _decoders.get(kind)
+    if found is None:
+        found = _decoders[kind] = msgspec.json.Decoder(kind)
+    return found
+
+
+def new_key() -> str:
+    """A fresh Idempotency-Key."""
+    return os.urandom(16).hex()
+
+
+def _query(values: Mapping[str, Any] | None) -> str:
+    if not values:
+        return ""
+    given = {
+        name: str(value).lower() if isinstance(value, bool) else value
+        for name, value in values.items()
+        if value is not None
+    }
+    return "?" + urlencode(given) if given else ""
