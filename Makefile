@@ -13,6 +13,7 @@ help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 environment: $(VENV)/.ready ## make .venv with all that development needs
+	@:
 
 $(VENV)/.ready: requirements-dev.txt pyproject.toml .ci/environment
 	@VENV=$(VENV) .ci/environment
