@@ -468,7 +468,7 @@ def lane_of(tx: Tx, tenant_id: int, subject: str, job_id: int, pool_id: int, dem
     digest = demands.digest(demand)
     class_id = tx.value("find_class", hash=digest)
     if class_id is None:
-        class_id = tx.value("create_class", hash=digest, body=demands.to_text(demand))
+        class_id = tx.value("create_class", hash=digest, label=demand.label, body=demands.to_text(demand))
     key = {"job_id": job_id, "subject": subject, "pool_id": pool_id, "class_id": class_id}
     found = tx.value("find_lane", **key)
     return int(found or tx.value("create_lane", tenant_id=tenant_id, **key))

@@ -125,6 +125,7 @@ CREATE INDEX job_open ON job (id) WHERE state IN ('active', 'disabled', 'closing
 CREATE TABLE resource_class (
     id    INTEGER PRIMARY KEY AUTOINCREMENT,
     hash  TEXT NOT NULL UNIQUE,
+    label TEXT,                                    -- whose limit it counts against
     body  TEXT NOT NULL                            -- a Demand, as JSON
 );
 

@@ -52,7 +52,7 @@ RETURNING task_seq - :n AS before, priority, spec
 SELECT id FROM resource_class WHERE hash = :hash
 
 -- name: create_class
-INSERT INTO resource_class (hash, body) VALUES (:hash, :body)
+INSERT INTO resource_class (hash, label, body) VALUES (:hash, :label, :body)
 ON CONFLICT (hash) DO UPDATE SET hash = excluded.hash
 RETURNING id
 

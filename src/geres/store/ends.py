@@ -1,0 +1,280 @@
+"""Every way into a final state: one function that ends tasks, numbers their results and frees who waits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from geres.model.ids import job_of, show_task
+from geres.model.states import JobState, Outcome, Reason, TaskState
+from geres.model.tasks import Usage
+from geres.store.database import Tx, batch
+
+_NO_USAGE = Usage()
+
+
+class End(NamedTuple):
+    """One task that ends, or one attempt after which the task is tried again (`final` False)."""
+
+    task_id: int
+    attempt: int
+    round: int
+    state: str
+    reason: str | None = None
+    message: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    node_id: int | None = None
+    assigned_at: int | None = None
+    started_at: int | None = None
+    ended_at: int = 0
+    usage: Usage | None = None
+    stdout: bytes | None = None
+    stderr: bytes | None = None
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    stdout_blob: str | None = None
+    stderr_blob: str | None = None
+    value: bytes | None = None
+    folder: str | None = None
+    is_parent: bool = False
+    final: bool = True
+
+
+class Ended(NamedTuple):
+    """What `record` did."""
+
+    task_ids: list[int]  #: that are final now, children that were skipped included
+    jobs: dict[int, int]  #: jobs with new results, and their last finish number
+    ended_jobs: list[int]
+    freed: int  #: children that may start now
+
+
+_ATTEMPT = (
+    "task_id",
+    "attempt",
+    "round",
+    "job_id",
+    "finish_no",
+    "node_id",
+    "state",
+    "reason",
+    "message",
+    "exit_code",
+    "signal",
+    "assigned_at",
+    "started_at",
+    "ended_at",
+    "wall_us",
+    "user_us",
+    "system_us",
+    "max_rss_bytes",
+    "minor_faults",
+    "major_faults",
+    "blocks_in",
+    "blocks_out",
+    "voluntary_switches",
+    "involuntary_switches",
+    "stdout",
+    "stderr",
+    "stdout_bytes",
+    "stderr_bytes",
+    "stdout_blob",
+    "stderr_blob",
+    "value",
+    "folder",
+)
+_COUNTED = ("succeeded", "failed", "cancelled", "skipped")
+
+
+def record(tx: Tx, ends: Sequence[End], *, now_us: int) -> Ended:
+    """Write how tasks and attempts ended.  The caller has locked the tasks and they have not ended yet.
+
+    Final ones get the next finish numbers of their jobs, in the order given; their dependents are freed, or
+    skipped where they need success.  Job rows are locked last.
+    """
+    all_ends = list(ends)
+    freed = _free_dependents(tx, all_ends, now_us=now_us)
+    finals: dict[int, list[End]] = defaultdict(list)
+    for end in all_ends:
+        if end.final:
+            finals[job_of(end.task_id)].append(end)
+    jobs, ended_jobs, rows = {}, [], []
+    for job_id in sorted(finals):
+        last, ended = _count(tx, job_id, finals[job_id], now_us)
+        jobs[job_id] = last
+        if ended:
+            ended_jobs.append(job_id)
+        first = last - len(finals[job_id]) + 1
+        rows += [_attempt_row(end, first + i) for i, end in enumerate(finals[job_id])]
+    rows += [_attempt_row(end, None) for end in all_ends if not end.final]
+    if rows:
+        tx.insert("attempt", _ATTEMPT, rows)
+    final_ids = [end.task_id for end in all_ends if end.final]
+    if final_ids:
+        tx.run("end_tasks", batch=batch(_task_row(e) for e in all_ends if e.final), now_us=now_us)
+    return Ended(final_ids, jobs, ended_jobs, freed)
+
+
+def _count(tx: Tx, job_id: int, ends: list[End], now_us: int) -> tuple[int, bool]:
+    """(the job's last finish number, whether the job ended with it)."""
+    counts = dict.fromkeys(_COUNTED, 0)
+    for end in ends:
+        counts[end.state] += 1
+    row = tx.one("count_ends", job_id=job_id, n=len(ends), **counts)
+    if row is None:
+        raise ValueError(f"job {job_id} of task {show_task(ends[0].task_id)} does not exist")
+    last = int(row["before"]) + len(ends)
+    done = row["open"] == 0 and (row["state"] == JobState.CLOSING or row["on_all_complete"] == "terminate")
+    if done:
+        end_job(tx, job_id, row, reason="all_complete", now_us=now_us)
+    return last, done
+
+
+def end_job(
+    tx: Tx,
+    job_id: int,
+    counts: dict[str, Any],
+    *,
+    reason: str,
+    now_us: int,
+    state: JobState = JobState.COMPLETED,
+) -> None:
+    """Move a job with no open task to its final state, with the outcome that its counts give."""
+    bad = counts["failed"] + counts["cancelled"]
+    good = counts["succeeded"] + counts["skipped"]
+    outcome = Outcome.OK if not bad else Outcome.SOME_FAILED if good else Outcome.FAILED
+    tx.run("end_job", job_id=job_id, state=state, reason=reason, outcome=outcome, now_us=now_us)
+
+
+def _attempt_row(end: End, finish_no: int | None) -> tuple[Any, ...]:
+    usage = end.usage or _NO_USAGE
+    return (
+        end.task_id,
+        end.attempt,
+        end.round,
+        job_of(end.task_id),
+        finish_no,
+        end.node_id,
+        end.state,
+        end.reason,
+        end.message,
+        end.exit_code,
+        end.signal,
+        end.assigned_at,
+        end.started_at,
+        end.ended_at,
+        int(usage.wall_seconds * 1e6),
+        int(usage.user_seconds * 1e6),
+        int(usage.system_seconds * 1e6),
+        usage.max_rss_bytes,
+        usage.minor_faults,
+        usage.major_faults,
+        usage.blocks_in,
+        usage.blocks_out,
+        usage.voluntary_switches,
+        usage.involuntary_switches,
+        end.stdout or None,
+        end.stderr or None,
+        end.stdout_bytes,
+        end.stderr_bytes,
+        end.stdout_blob,
+        end.stderr_blob,
+        end.value,
+        end.folder,
+    )
+
+
+def _task_row(end: End) -> tuple[Any, ...]:
+    return (
+        end.task_id,
+        end.state,
+        end.reason,
+        end.message,
+        end.exit_code,
+        end.signal,
+        end.started_at,
+        end.ended_at,
+    )
+
+
+def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> int:
+    """Free the children of what ends; those skipped join `ends`.  Returns how many are queued now."""
+    freed = 0
+    news = [end for end in ends if end.final and end.is_parent]
+    while news:
+        failed = {end.task_id: end for end in news if not _counts_as_success(end)}
+        links = tx.rows("done_dependencies_on_tasks", task_ids=[end.task_id for end in news])
+        skip = {
+            child: failed[parent] for child, parent, how in links if parent in failed and how == "success"
+        }
+        skipped, more = free(tx, [link[0] for link in links], skip.keys(), now_us=now_us)
+        freed += more
+        news = [
+            _skip(row, f"{show_task(skip[row['id']].task_id)} {skip[row['id']].state}", now_us)
+            for row in skipped
+        ]
+        ends += news
+        news = [end for end in news if end.is_parent]
+    return freed
+
+
+def _counts_as_success(end: End) -> bool:
+    return end.state == TaskState.SUCCEEDED or (
+        end.state == TaskState.SKIPPED and end.reason == Reason.UP_TO_DATE
+    )
+
+
+def _skip(row: dict[str, Any], why: str, now_us: int) -> End:
+    return End(
+        row["id"],
+        0 if row["attempt"] == 0 else row["attempt"],
+        row["round"],
+        TaskState.SKIPPED,
+        Reason.PARENT_FAILED,
+        f"needs the success of another task: {why}",
+        ended_at=now_us,
+        is_parent=bool(row["is_parent"]),
+    )
+
+
+def free(
+    tx: Tx, child_ids: Iterable[int], to_skip: Iterable[int], *, now_us: int
+) -> tuple[list[dict[str, Any]], int]:
+    """Count one parent less for each child named; those in `to_skip` are returned, to be skipped.
+
+    Returns (rows to skip, how many children are queued now).
+    """
+    less: dict[int, int] = defaultdict(int)
+    for child in child_ids:
+        less[child] += 1
+    if not less:
+        return [], 0
+    skipping = set(to_skip)
+    rows = [
+        row for row in tx.all("lock_children", task_ids=sorted(less)) if not TaskState(row["state"]).final
+    ]
+    freeing = [(row["id"], less[row["id"]]) for row in rows if row["id"] not in skipping]
+    queued = []
+    if freeing:
+        changed = tx.rows("free_children", batch=batch(freeing), now_us=now_us)
+        queued = [key for key, state in changed if state == TaskState.QUEUED]
+        if queued:
+            tx.run("wake_lanes_of_tasks", task_ids=sorted(queued))
+    return [row for row in rows if row["id"] in skipping], len(queued)
+
+
+def free_children_of_jobs(tx: Tx, *, now_us: int, limit: int = 100) -> Ended:
+    """Free, or skip, the tasks that wait for jobs all of whose tasks have ended."""
+    ends: list[End] = []
+    freed = 0
+    for (job_id,) in tx.rows("jobs_with_done_children", limit=limit):
+        bad = tx.value("outcome_of_job", job_id=job_id)
+        links = tx.rows("done_dependencies_on_job", job_id=job_id)
+        skip = [child for child, how in links if bad and how == "success"]
+        skipped, more = free(tx, [child for child, _ in links], skip, now_us=now_us)
+        freed += more
+        ends += [_skip(row, f"job {job_id} has tasks that failed", now_us) for row in skipped]
+    done = record(tx, ends, now_us=now_us)
+    return done._replace(freed=done.freed + freed)

@@ -1,0 +1,198 @@
+"""Nodes: connecting, leases, and taking work back from a node that is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+
+from geres.model.ids import show_task
+from geres.model.states import NodeState, Reason, TaskState
+from geres.model.wire import AttemptKey, Ended, Hello
+from geres.store.database import Tx, batch
+from geres.store.submit import pool_of
+from geres.store.turn import Turned, settle
+
+_PIECE = 500
+
+
+class Held(NamedTuple):
+    """An attempt that the store has on a node."""
+
+    id: int
+    attempt: int
+    state: str
+    lane_id: int
+    spec_id: int
+    argv: str | None
+    item: str | None
+    asked: str | None
+    retry_count: int
+    requeue_count: int
+    lost_count: int
+    round: int
+    is_parent: int
+    assigned_at: int | None
+    started_at: int | None
+    message: str | None
+    node_id: int
+    submitted_by: str
+    asked_at: int | None
+    demand: str
+
+
+@dataclass
+class Connected:
+    """Answer to a hello."""
+
+    node_id: int
+    pool_id: int
+    epoch: int
+    draining: bool
+    kill: list[AttemptKey] = field(default_factory=list)  #: only the agent has them
+    resend: list[Held] = field(default_factory=list)  #: only the store has them
+    held: list[Held] = field(default_factory=list)  #: all that now count as on the node, resent ones included
+    specs: dict[int, str] = field(default_factory=dict)
+    turned: Turned = field(default_factory=Turned)  #: what was taken back
+
+
+def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int, now_us: int) -> Connected:
+    """Connect a node: raise its epoch, and settle which attempts it has.
+
+    An attempt that only the agent knows is to be killed; one that only the store knows is sent again, unless
+    it was running: then the node has lost it.
+    """
+    pool_id = pool_of(tx, tenant_id, hello.pool, now_us=now_us)
+    key = {"tenant_id": tenant_id, "name": hello.node}
+    node = tx.one("find_node", **key)
+    if node is None:
+        tx.value("create_node", **key, pool_id=pool_id, now_us=now_us)
+        node = tx.one("find_node", **key)
+        assert node is not None
+    row = tx.one(
+        "connect_node",
+        node_id=node["id"],
+        server_id=server_id,
+        lease_until=now_us + lease_us,
+        boot_id=hello.boot_id,
+        host_id=hello.host_id,
+        cpus=round(hello.cpus * 1000),
+        memory_bytes=hello.memory_bytes,
+        gpus=hello.gpus,
+        info=msgspec.json.encode(msgspec.structs.replace(hello, attempts=[], running=[])).decode(),
+        pool_id=pool_id,
+        now_us=now_us,
+    )
+    assert row is not None
+    answer = Connected(node["id"], pool_id, row["epoch"], bool(row["draining"]))
+    _settle_attempts(tx, hello, answer, now_us)
+    state = NodeState.DRAINING if answer.draining else NodeState.RUNNING if answer.held else NodeState.IDLE
+    move(tx, answer.node_id, state, why=f"connected from {hello.host}", now_us=now_us)
+    return answer
+
+
+def _settle_attempts(tx: Tx, hello: Hello, answer: Connected, now_us: int) -> None:
+    stored = [Held(*row) for row in tx.rows("attempts_of_node", node_id=answer.node_id)]
+    has = {(task, attempt) for task, attempt in hello.attempts}
+    known = {(held.id, held.attempt) for held in stored}
+    answer.kill = sorted(has - known)
+    missing = [held for held in stored if (held.id, held.attempt) not in has]
+    answer.resend = [held for held in missing if held.state == TaskState.ASSIGNED and held.asked is None]
+    gone = [held for held in missing if held not in answer.resend]
+    answer.held = [held for held in stored if held not in gone]
+    if gone:
+        text = "its node no longer knows it after a new connection"
+        settle(
+            tx, [(answer.node_id, _lost(held, text, now_us), held) for held in gone], answer.turned, now_us
+        )
+    spec_ids = sorted({held.spec_id for held in answer.held})
+    if spec_ids:
+        answer.specs = dict(tx.rows("specs_by_id", spec_ids=spec_ids))
+
+
+def _lost(task: Any, message: str, now_us: int) -> Ended:
+    """The end of an attempt that the store gives up.  One that had not started is just given back."""
+    if task.state == TaskState.ASSIGNED:
+        return Ended(task.id, task.attempt, "given_back", message=message, ended_us=now_us)
+    return Ended(task.id, task.attempt, "failed", Reason.NODE_LOST, message, ended_us=now_us)
+
+
+def move(tx: Tx, node_id: int, state: NodeState, *, why: str, now_us: int) -> None:
+    """Put a node into a state, with an entry in its history; nothing where it is there already."""
+    if tx.run("move_node", node_id=node_id, state=state, now_us=now_us):
+        tx.run("add_node_event", node_id=node_id, state=state, why=why, now_us=now_us)
+
+
+def move_all(tx: Tx, moves: Sequence[tuple[int, NodeState]], *, why: str, now_us: int) -> None:
+    for node_id, state in sorted(moves):
+        move(tx, node_id, state, why=why, now_us=now_us)
+
+
+def renew(tx: Tx, nodes: Sequence[tuple[int, int]], *, lease_us: int, now_us: int) -> set[int]:
+    """Renew the leases of (node id, epoch).  Returns the nodes that are still connected by that epoch."""
+    if not nodes:
+        return set()
+    rows = tx.rows("renew_leases", batch=batch(sorted(nodes)), lease_until=now_us + lease_us, now_us=now_us)
+    return {row[0] for row in rows}
+
+
+def goodbye(tx: Tx, node_id: int, epoch: int, *, now_us: int) -> None:
+    """The agent leaves on purpose.  Its running tasks are waited for until its lease would have ended."""
+    if tx.run("goodbye_node", node_id=node_id, epoch=epoch):
+        move(tx, node_id, NodeState.OFFLINE, why="the agent stopped", now_us=now_us)
+
+
+def lose(tx: Tx, *, lease_us: int, now_us: int, limit: int = 50) -> Turned:
+    """Declare nodes lost whose lease has ended, and take back what they had, a piece of it each call.
+
+    `more` is True while there is more to take back.
+    """
+    done = Turned()
+    for node_id, _ in tx.rows("expired_nodes", now_us=now_us, limit=limit):
+        tx.run("lose_node", node_id=node_id)
+        move(tx, node_id, NodeState.LOST, why="no heartbeat until the end of its lease", now_us=now_us)
+        done.stale_nodes.append(node_id)
+    for (node_id,) in tx.rows("nodes_lost_with_attempts", before_us=now_us - lease_us, limit=limit):
+        _take_back(tx, node_id, done, now_us)
+    return done
+
+
+def _take_back(tx: Tx, node_id: int, done: Turned, now_us: int) -> None:
+    rows = tx.all("attempts_to_take_back", node_id=node_id, limit=_PIECE)
+    tasks = [_Taken(**row) for row in rows]
+    reports = [
+        (
+            node_id,
+            _lost(task, f"attempt {task.attempt} of {show_task(task.id)} was lost with its node", now_us),
+            task,
+        )
+        for task in tasks
+    ]
+    if reports:
+        settle(tx, reports, done, now_us)
+    done.more = done.more or len(rows) == _PIECE
+
+
+class _Taken(NamedTuple):
+    id: int
+    attempt: int
+    node_id: int
+    state: str
+    asked: str | None
+    lane_id: int
+    spec_id: int
+    retry_count: int
+    requeue_count: int
+    lost_count: int
+    round: int
+    is_parent: int
+    assigned_at: int | None
+    started_at: int | None
+    message: str | None
+
+
+def asked_of(tx: Tx, node_id: int) -> list[tuple[int, int, str, str | None]]:
+    """(task, attempt, asked, message) of what people asked of tasks on this node."""
+    return [(row[0], row[1], row[2], row[3]) for row in tx.rows("asked_of_node", node_id=node_id)]

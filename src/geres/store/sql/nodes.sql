@@ -1,0 +1,80 @@
+-- name: find_node
+SELECT * FROM node WHERE tenant_id = :tenant_id AND name = :name
+/* for update */
+
+-- name: create_node
+INSERT INTO node (tenant_id, pool_id, name, state, state_since, created_at)
+VALUES (:tenant_id, :pool_id, :name, 'starting', :now_us, :now_us)
+ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name
+RETURNING id
+
+-- name: connect_node
+UPDATE node
+   SET epoch = epoch + 1, server_id = :server_id, lease_until = :lease_until, heartbeat_at = :now_us,
+       boot_id = :boot_id, host_id = :host_id, cpus = :cpus, memory_bytes = :memory_bytes, gpus = :gpus, info = :info,
+       pool_id = :pool_id
+ WHERE id = :node_id
+RETURNING epoch, draining
+
+-- name: move_node
+UPDATE node
+   SET previous_state = state, previous_since = state_since, state = :state, state_since = :now_us
+ WHERE id = :node_id AND state <> :state
+
+-- name: add_node_event
+INSERT INTO node_event (node_id, at, state, why) VALUES (:node_id, :now_us, :state, :why)
+
+-- name: attempts_of_node
+SELECT task.id, task.attempt, task.state, task.lane_id, task.spec_id, task.argv, task.item, task.asked,
+       task.retry_count, task.requeue_count, task.lost_count, task.round, task.is_parent, task.assigned_at,
+       task.started_at, task.message, task.node_id, task.submitted_by, task.asked_at, resource_class.body AS demand
+  FROM task
+  JOIN lane ON lane.id = task.lane_id
+  JOIN resource_class ON resource_class.id = lane.class_id
+ WHERE task.node_id = :node_id
+ ORDER BY task.id
+
+-- name: renew_leases
+-- Only of nodes whose connection is still this one.
+UPDATE node SET lease_until = :lease_until, heartbeat_at = :now_us
+  FROM json_each(:batch) AS batch
+ WHERE node.id = CAST(batch.value->>0 AS BIGINT) AND node.epoch = CAST(batch.value->>1 AS BIGINT)
+RETURNING node.id
+
+-- name: expired_nodes
+SELECT id, epoch FROM node
+ WHERE state IN ('starting', 'idle', 'running', 'draining') AND lease_until <= :now_us
+ ORDER BY id LIMIT :limit
+/* skip locked */
+
+-- name: lose_node
+-- The epoch rises, so that nothing the node still says on its old connection counts.
+UPDATE node SET epoch = epoch + 1, server_id = NULL, lease_until = NULL WHERE id = :node_id
+
+-- name: nodes_lost_with_attempts
+-- Also nodes that said good-bye and still have attempts when their lease would have ended.
+SELECT DISTINCT node.id FROM node JOIN task ON task.node_id = node.id
+ WHERE node.state = 'lost' OR (node.state = 'offline' AND node.heartbeat_at <= :before_us)
+ ORDER BY node.id LIMIT :limit
+
+-- name: attempts_to_take_back
+SELECT id, attempt, node_id, state, asked, lane_id, spec_id, retry_count, requeue_count, lost_count, round,
+       is_parent, assigned_at, started_at, message
+  FROM task WHERE node_id = :node_id ORDER BY id LIMIT :limit
+/* for update */
+
+-- name: disconnect_node
+UPDATE node SET server_id = NULL WHERE id = :node_id AND epoch = :epoch
+
+-- name: goodbye_node
+UPDATE node SET server_id = NULL, lease_until = NULL WHERE id = :node_id AND epoch = :epoch
+
+-- name: extend_all_leases
+-- After a server start or an outage of the store nothing is taken back for one lease.
+UPDATE node SET lease_until = :lease_until WHERE lease_until IS NOT NULL AND lease_until < :lease_until
+
+-- name: asked_of_node
+SELECT id, attempt, asked, message FROM task WHERE node_id = :node_id AND asked IS NOT NULL ORDER BY id
+
+-- name: register_server
+INSERT INTO server (url, version, started_at, lease_until) VALUES (:url, :version, :now_us, :lease_until) RETURNING id

@@ -1,0 +1,333 @@
+"""The turn: one transaction for everything that has gathered since the last one.
+
+Locks are taken in the order node, limit, task, dependent, job: check the epochs of the nodes; choose lanes,
+lock their limits, read candidates, let the plan place them, assign; lock the reported tasks and keep the
+reports whose fence holds; last, number the results and write the ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from geres.model.ids import job_of
+from geres.model.lifecycle import Before, Next, after_end
+from geres.model.states import TaskState
+from geres.model.tasks import TaskSpec
+from geres.model.wire import AttemptKey, Ended
+from geres.store.database import Tx, batch
+from geres.store.ends import End, record
+
+MOST_LANES = 512  #: looked at in one turn, a pool
+
+
+class Lane(NamedTuple):
+    """A lane that may have queued tasks."""
+
+    id: int
+    priority: int  #: of its first task, or higher
+    submitted_by: str
+    class_id: int
+    demand: str  #: JSON
+    job_id: int
+    max_parallel: int | None
+    job_priority: int
+
+
+class Candidate(NamedTuple):
+    """A queued task, locked for this turn."""
+
+    id: int
+    attempt: int
+    spec_id: int
+    argv: str | None
+    item: str | None
+    priority: int
+    seq: int
+    retry_count: int
+    requeue_count: int
+    lane_id: int
+
+
+class Placement(NamedTuple):
+    candidate: Candidate
+    node_id: int
+    ahead: bool = False  #: takes no room
+
+
+class Cap(NamedTuple):
+    """A limit that was locked: at most `left` more tasks of these lanes."""
+
+    lane_ids: frozenset[int]
+    left: int
+
+
+class Planner(Protocol):
+    """What the dispatcher decides inside the transaction.  Must not block."""
+
+    def caps_of(self, lanes: Sequence[Lane]) -> list[tuple[str, str, list[int]]]:
+        """(scope, key, lane ids) of every limit that a lane is under."""
+
+    def choose(self, lanes: Sequence[Lane], caps: Sequence[Cap]) -> list[tuple[int, int]]:
+        """(lane id, most tasks to read) of the lanes that could start something now."""
+
+    def place(self, candidates: Sequence[Candidate]) -> list[Placement]:
+        """Where they start; a candidate that fits nowhere is left out."""
+
+
+@dataclass
+class Gathered:
+    """What a turn has to do.  Reports carry the node and the epoch of the connection they came over."""
+
+    epochs: dict[int, int] = field(default_factory=dict)  #: node id: epoch, of all nodes concerned
+    pools: list[int] = field(default_factory=list)  #: to dispatch for; empty: reports only
+    started: list[tuple[int, int, int, int]] = field(default_factory=list)  #: task, attempt, node, started_us
+    asked: list[tuple[int, int, int, str]] = field(default_factory=list)  #: task, attempt, node, new state
+    ended: list[tuple[int, Ended]] = field(default_factory=list)  #: node, report
+
+
+@dataclass
+class Turned:
+    """What a turn did."""
+
+    stale_nodes: list[int] = field(default_factory=list)  #: connected elsewhere by now
+    assigned: list[tuple[Placement, int]] = field(default_factory=list)  #: with the attempt's number
+    specs: dict[int, str] = field(default_factory=dict)  #: bodies that the caller did not know
+    acks: list[tuple[int, AttemptKey]] = field(default_factory=list)  #: by node; accepted or stale
+    accepted: list[tuple[int, Ended, str]] = field(
+        default_factory=list
+    )  #: node, report, the task's new state
+    task_ids: list[int] = field(default_factory=list)  #: that ended, or changed their state
+    jobs: dict[int, int] = field(default_factory=dict)  #: with new results: the last finish number
+    more: bool = False  #: another turn would find more to do
+
+
+def turn(
+    tx: Tx,
+    work: Gathered,
+    planner: Planner,
+    *,
+    tenant_id: int,
+    now_us: int,
+    known_specs: frozenset[int] | set[int] = frozenset(),
+) -> Turned:
+    """Take one turn.  Doing it again after an unknown outcome is harmless: every write is fenced."""
+    done = Turned()
+    held = _check_epochs(tx, work, done)
+    for pool_id in work.pools:
+        _dispatch(tx, pool_id, planner, held, done, tenant_id, now_us)
+    _load_specs(tx, done, known_specs)
+    if work.started:
+        _start(tx, work, held, done, now_us)
+    if work.asked:
+        rows = [row for row in work.asked if row[2] in held]
+        if rows:
+            done.task_ids += [row[0] for row in tx.rows("answer_asked", batch=batch(rows), now_us=now_us)]
+    if work.ended:
+        _end(tx, [(node, report) for node, report in work.ended if node in held], done, now_us)
+    return done
+
+
+def _check_epochs(tx: Tx, work: Gathered, done: Turned) -> set[int]:
+    """The nodes still connected here.  Reports of the others are not acknowledged: they come again."""
+    if not work.epochs:
+        return set()
+    rows = dict(tx.rows("lock_nodes", node_ids=sorted(work.epochs)))
+    held = {node for node, epoch in work.epochs.items() if rows.get(node) == epoch}
+    done.stale_nodes = [node for node in work.epochs if node not in held]
+    return held
+
+
+def _dispatch(
+    tx: Tx, pool_id: int, planner: Planner, held: set[int], done: Turned, tenant_id: int, now_us: int
+) -> None:
+    lanes = [Lane(*row) for row in tx.rows("active_lanes", pool_id=pool_id, limit=MOST_LANES)]
+    if not lanes:
+        return
+    caps, locked_out = _lock_caps(tx, planner.caps_of(lanes), tenant_id)
+    chosen = planner.choose([lane for lane in lanes if lane.id not in locked_out], caps)
+    candidates: list[Candidate] = []
+    empty = []
+    for lane_id, most in chosen:
+        rows = tx.rows("queued_tasks_of_lane", lane_id=lane_id, limit=most)
+        candidates += [Candidate._make((*row, lane_id)) for row in rows]
+        if not rows:
+            empty.append(lane_id)
+    if empty:
+        _rest(tx, empty)
+        done.more = True
+    placements = [p for p in planner.place(candidates) if p.node_id in held] if candidates else []
+    if placements:
+        rows = tx.rows(
+            "assign_tasks", batch=batch((p.candidate.id, p.node_id) for p in placements), now_us=now_us
+        )
+        attempts = dict(rows)
+        done.assigned += [(p, attempts[p.candidate.id]) for p in placements if p.candidate.id in attempts]
+
+
+def _rest(tx: Tx, lane_ids: list[int]) -> None:
+    """Clear the hint of lanes with nothing queued; a lane that a submit has locked is left alone."""
+    locked = [row[0] for row in tx.rows("lock_lanes", lane_ids=sorted(lane_ids))]
+    if locked:
+        tx.run("rest_lanes", lane_ids=locked)
+
+
+def _lock_caps(
+    tx: Tx, wanted: Sequence[tuple[str, str, list[int]]], tenant_id: int
+) -> tuple[list[Cap], set[int]]:
+    """Lock the limits.  Lanes under a limit that another server holds are left out of this turn."""
+    caps, locked_out = [], set[int]()
+    for scope, key, lane_ids in sorted(wanted):
+        row = tx.one("lock_limits", tenant_id=tenant_id, scope=scope, key=key)
+        if row is None:
+            locked_out.update(lane_ids)
+        else:
+            caps.append(Cap(frozenset(lane_ids), max(0, row["most"] - _use(tx, scope, key, tenant_id))))
+    return caps, locked_out
+
+
+def _use(tx: Tx, scope: str, key: str, tenant_id: int) -> int:
+    """How many tasks on nodes count against the limit.  Counted, not kept: it cannot drift."""
+    if scope == "job":
+        return int(tx.value("use_of_job", job_id=int(key)))
+    if scope == "label":
+        return int(tx.value("use_of_label", tenant_id=tenant_id, label=key))
+    return int(tx.value("use_of_user", tenant_id=tenant_id, subject=key))
+
+
+def _load_specs(tx: Tx, done: Turned, known: frozenset[int] | set[int]) -> None:
+    missing = {placement.candidate.spec_id for placement, _ in done.assigned} - known
+    if missing:
+        done.specs = dict(tx.rows("specs_by_id", spec_ids=sorted(missing)))
+
+
+def _start(tx: Tx, work: Gathered, held: set[int], done: Turned, now_us: int) -> None:
+    rows = [row for row in work.started if row[2] in held]
+    if not rows:
+        return
+    started = [row[0] for row in tx.rows("start_tasks", batch=batch(rows), now_us=now_us)]
+    done.task_ids += started
+    jobs = sorted({job_of(key) for key in started})
+    if jobs:
+        tx.run("start_jobs", job_ids=jobs, now_us=now_us)
+
+
+class _Reported(NamedTuple):
+    """A locked row of a task that was reported."""
+
+    id: int
+    attempt: int
+    node_id: int | None
+    state: str
+    asked: str | None
+    lane_id: int
+    spec_id: int
+    retry_count: int
+    requeue_count: int
+    lost_count: int
+    round: int
+    is_parent: int
+    assigned_at: int | None
+    started_at: int | None
+    message: str | None
+
+
+def _end(tx: Tx, reports: list[tuple[int, Ended]], done: Turned, now_us: int) -> None:
+    done.acks += [(node, (report.task, report.attempt)) for node, report in reports]
+    if not reports:
+        return
+    ids = sorted({report.task for _, report in reports})
+    tasks = {row[0]: _Reported(*row) for row in tx.rows("lock_reported_tasks", task_ids=ids)}
+    accepted: list[tuple[int, Ended, _Reported]] = []
+    for node, report in reports:
+        task = tasks.get(report.task)
+        if task is not None and task.attempt == report.attempt and task.node_id == node:
+            accepted.append((node, report, task))
+            del tasks[report.task]  # the same end twice in one turn counts once
+    if accepted:
+        settle(tx, accepted, done, now_us)
+
+
+def settle(tx: Tx, accepted: list[tuple[int, Ended, Any]], done: Turned, now_us: int) -> None:
+    """Write attempts that ended, of tasks that are locked and on that node."""
+    specs = _specs_of_failures(tx, accepted)
+    ends: list[End] = []
+    requeued: list[tuple[Any, ...]] = []
+    for node, report, task in accepted:
+        then = _decide(report, task, specs, now_us)
+        done.accepted.append((node, report, then.state))
+        if then.final or report.outcome != "given_back":
+            ends.append(_end_of(node, report, task, then, now_us))
+        if not then.final:
+            requeued.append(
+                (
+                    task.id,
+                    then.state,
+                    then.reason,
+                    then.message,
+                    then.not_before_us,
+                    then.retry,
+                    then.requeue,
+                    then.lost,
+                )
+            )
+    if requeued:
+        tx.run("requeue_tasks", batch=batch(requeued), now_us=now_us)
+        ids = sorted(row[0] for row in requeued)
+        tx.run("wake_lanes_of_tasks", task_ids=ids)
+        done.task_ids += ids
+        done.more = True
+    if ends:
+        ended = record(tx, ends, now_us=now_us)
+        done.task_ids += ended.task_ids
+        done.jobs |= ended.jobs
+        done.more = done.more or bool(ended.freed)
+
+
+def _specs_of_failures(tx: Tx, accepted: list[tuple[int, Ended, Any]]) -> dict[int, TaskSpec]:
+    ids = sorted({task.spec_id for _, report, task in accepted if report.outcome == "failed"})
+    rows = tx.rows("specs_by_id", spec_ids=ids) if ids else []
+    return {spec_id: msgspec.json.decode(body, type=TaskSpec) for spec_id, body in rows}
+
+
+def _decide(report: Ended, task: Any, specs: dict[int, TaskSpec], now_us: int) -> Next:
+    if report.outcome == "succeeded":
+        return Next(TaskState.SUCCEEDED, report.reason, report.message)
+    spec = specs.get(task.spec_id, _NO_RETRY)
+    before = Before(task.asked, task.retry_count, task.lost_count)
+    return after_end(report, before, spec, None, now_us=now_us)
+
+
+_NO_RETRY = TaskSpec()
+
+
+def _end_of(node: int, report: Ended, task: Any, then: Next, now_us: int) -> End:
+    never_ran = report.outcome == "given_back"
+    return End(
+        task.id,
+        0 if never_ran else report.attempt,
+        task.round,
+        then.state if then.final else report.outcome,
+        then.reason if then.final else report.reason,
+        then.message if then.final else report.message,
+        report.exit_code,
+        report.signal,
+        None if never_ran else node,
+        task.assigned_at,
+        report.started_us or task.started_at,
+        report.ended_us or now_us,
+        report.usage,
+        report.stdout,
+        report.stderr,
+        report.stdout_bytes,
+        report.stderr_bytes,
+        report.stdout_blob,
+        report.stderr_blob,
+        report.value,
+        report.folder,
+        bool(task.is_parent),
+        then.final,
+    )
