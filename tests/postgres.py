@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 
@@ -102,7 +103,7 @@ class PostgresServer:
     def run(self, statement: str) -> None:
         """Run one statement in the database `postgres`, outside of a transaction."""
         with psycopg.connect(self.url, autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[call-overload]
+            connection.execute(statement)
 
     def crash(self) -> None:
         """End it as a power cut would, as far as a process can: no shutdown, no checkpoint."""
@@ -201,7 +202,7 @@ class PostgresServer:
         except PermissionError as error:
             return subprocess.CompletedProcess(command, 126, str(error))
 
-    def _identity(self) -> dict[str, object]:
+    def _identity(self) -> dict[str, Any]:
         # PostgreSQL refuses to run as root.
         if self._account is None:
             return {}
