@@ -35,6 +35,7 @@ class Lane(NamedTuple):
     job_id: int
     max_parallel: int | None
     job_priority: int
+    pool_id: int
 
 
 class Candidate(NamedTuple):

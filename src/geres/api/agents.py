@@ -1,0 +1,144 @@
+"""The agents' channel: one WebSocket for each node, frames of model/wire.py both ways."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+import anyio
+import msgspec
+
+from geres.aio import Doorbell
+from geres.api.asgi import Receive, Send
+from geres.errors import GeresError
+from geres.model.wire import PROTOCOL, Frame, Hello, decode, encode
+
+log = logging.getLogger("geres.agents")
+
+_HELLO_SECONDS = 20.0
+_MOST_WAITING = 10_000  #: frames that wait for one slow agent; beyond it the connection ends
+
+
+class Desk(Protocol):
+    gone: bool
+    leaving: bool
+
+
+class Dispatcher(Protocol):
+    async def connect(
+        self, hello: Hello, send: Callable[[Frame], None], close: Callable[[str], None]
+    ) -> Desk: ...
+
+    def receive(self, desk: Desk, frame: Frame) -> None: ...
+
+    def disconnect(self, desk: Desk, why: str) -> None: ...
+
+    async def leave(self, desk: Desk) -> None: ...
+
+
+class _Outbox:
+    """Frames that wait to be sent; small ones that wait together are still sent one by one, in order."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.bell = Doorbell()
+        self.closing: str | None = None
+
+    def send(self, frame: Frame) -> None:
+        if len(self.frames) >= _MOST_WAITING:
+            self.close("the agent does not read what is sent to it")
+            return
+        self.frames.append(frame)
+        self.bell.ring()
+
+    def close(self, why: str) -> None:
+        if self.closing is None:
+            self.closing = why
+        self.bell.ring()
+
+
+async def serve_agent(dispatcher: Dispatcher, receive: Receive, send: Send) -> None:
+    """Serve one accepted connection until either side ends it."""
+    outbox = _Outbox()
+    hello = await _hello(receive)
+    if isinstance(hello, str):
+        await _refuse(send, hello)
+        return
+    try:
+        desk = await dispatcher.connect(hello, outbox.send, outbox.close)
+    except GeresError as error:
+        await _refuse(send, str(error))
+        return
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(_write, outbox, send, group.cancel_scope)
+            await _read(dispatcher, desk, receive)
+            group.cancel_scope.cancel()
+    finally:
+        dispatcher.disconnect(desk, "the connection has ended")
+        if desk.leaving:
+            with anyio.CancelScope(shield=True):
+                await _leave(dispatcher, desk)
+
+
+async def _leave(dispatcher: Dispatcher, desk: Desk) -> None:
+    try:
+        await dispatcher.leave(desk)
+    except GeresError as error:
+        log.warning("a good-bye could not be stored; its lease will end: %s", error)
+
+
+async def _hello(receive: Receive) -> Hello | str:
+    """The first frame, or what is wrong with it."""
+    with anyio.move_on_after(_HELLO_SECONDS):
+        message = await receive()
+        data = message.get("bytes")
+        if message["type"] != "websocket.receive" or not data:
+            return "the first frame must be a hello"
+        try:
+            hello = decode(data).hello
+        except msgspec.MsgspecError as error:
+            return f"the first frame cannot be read: {error}"
+        if hello is None:
+            return "the first frame must be a hello"
+        if hello.protocol != PROTOCOL:
+            return (
+                f"the agent speaks protocol {hello.protocol} (geres {hello.version}), the server {PROTOCOL}:"
+                " install the same geres on both"
+            )
+        return hello
+    return "no hello came in time"
+
+
+async def _refuse(send: Send, why: str) -> None:
+    log.warning("an agent was refused: %s", why)
+    await send({"type": "websocket.send", "bytes": encode(Frame(error=why))})
+    await send({"type": "websocket.close", "code": 1008, "reason": why[:120]})
+
+
+async def _read(dispatcher: Dispatcher, desk: Desk, receive: Receive) -> None:
+    while not desk.gone:
+        message = await receive()
+        if message["type"] != "websocket.receive":
+            return
+        try:
+            frame = decode(message.get("bytes") or b"")
+        except msgspec.MsgspecError as error:
+            dispatcher.disconnect(desk, f"a frame cannot be read: {error}")
+            return
+        dispatcher.receive(desk, frame)
+
+
+async def _write(outbox: _Outbox, send: Send, scope: anyio.CancelScope) -> None:
+    while True:
+        frames, outbox.frames = outbox.frames, []
+        for frame in frames:
+            await send({"type": "websocket.send", "bytes": encode(frame)})
+        if outbox.closing is not None:
+            await send({"type": "websocket.send", "bytes": encode(Frame(error=outbox.closing))})
+            await send({"type": "websocket.close", "code": 1000, "reason": outbox.closing[:120]})
+            scope.cancel()
+            return
+        if not outbox.frames:
+            await outbox.bell.wait(3600)

@@ -1,0 +1,92 @@
+"""What the dispatcher knows of one connected node: its room, and the attempts that it has.
+
+All attempts of a lane ask for the same, so room is counted by lane: a task sent ahead takes no room and
+starts in the room of one of its lane that ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from geres.model.demand import Demand
+from geres.model.wire import AttemptKey, Frame, attempts_checksum
+from geres.scheduling.rooms import Room
+
+
+@dataclass(slots=True)
+class LaneHere:
+    """The attempts of one lane on one node."""
+
+    demand: Demand
+    in_room: int = 0
+    ahead: int = 0
+
+
+@dataclass(slots=True)
+class Held:
+    lane_id: int
+    gpu_ids: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Desk:
+    """One connection of one node."""
+
+    node_id: int
+    name: str
+    pool_id: int
+    epoch: int
+    room: Room
+    send: Callable[[Frame], None]  #: puts a frame into the connection's bounded queue
+    close: Callable[[str], None]  #: ends the connection, with a sentence for the agent
+    account: str = ""
+    held: dict[AttemptKey, Held] = field(default_factory=dict)
+    lanes: dict[int, LaneHere] = field(default_factory=dict)
+    specs: set[int] = field(default_factory=set)  #: sent over this connection
+    free_gpus: list[int] = field(default_factory=list)
+    busy_at: float = 0.0  #: monotonic time of the last assignment or acknowledgement
+    mismatches: int = 0
+    heartbeat_at: float = 0.0
+    heartbeat: bool = False  #: one has come since the last renewal
+    gone: bool = False
+    leaving: bool = False
+
+    def add(self, key: AttemptKey, lane_id: int, demand: Demand, *, ahead: bool) -> Held:
+        """Count an attempt.  Returns its entry, with the gpus that it got."""
+        lane = self.lanes.get(lane_id)
+        if lane is None:
+            lane = self.lanes[lane_id] = LaneHere(demand)
+        held = self.held[key] = Held(lane_id)
+        if ahead:
+            lane.ahead += 1
+        else:
+            lane.in_room += 1
+            self.room.take(demand)
+        if demand.gpus:
+            held.gpu_ids = self.free_gpus[: demand.gpus]
+            del self.free_gpus[: demand.gpus]
+        return held
+
+    def remove(self, key: AttemptKey) -> bool:
+        """Stop counting an attempt.  True where it freed room; False where one that was ahead took it."""
+        held = self.held.pop(key, None)
+        if held is None:
+            return False
+        self.free_gpus += held.gpu_ids
+        lane = self.lanes[held.lane_id]
+        if lane.ahead:
+            lane.ahead -= 1
+            return False
+        lane.in_room -= 1
+        self.room.give(lane.demand)
+        if not lane.in_room:
+            del self.lanes[held.lane_id]
+        return True
+
+    def checksum(self) -> int:
+        return attempts_checksum(list(self.held))
+
+
+def by_fullness(desks: Iterable[Desk]) -> list[Desk]:
+    return sorted(desks, key=lambda desk: (desk.room.cpus_milli, desk.node_id))

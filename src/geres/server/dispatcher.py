@@ -1,0 +1,520 @@
+"""Dispatching for the nodes connected here: gathers reports, takes turns, sends what came of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import msgspec
+
+from geres.aio import Doorbell
+from geres.errors import StoreUnavailable
+from geres.model import demand as demands
+from geres.model.demand import Demand
+from geres.model.ids import job_of
+from geres.model.states import NodeState
+from geres.model.tasks import TaskSpec, WhyNode
+from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Heartbeat, Hello, Spec, Stream, Welcome
+from geres.scheduling import credit
+from geres.scheduling.rooms import Facts, empty_room, why_not
+from geres.server import logs
+from geres.server.desk import Desk
+from geres.server.planner import TurnPlanner
+from geres.store import dispatching, nodes
+from geres.store.database import Database, Order
+from geres.store.turn import Gathered, Placement, Turned, turn
+
+log = logging.getLogger("geres.dispatcher")
+
+_POLL_SECONDS = 1.0
+_MOST_REPORTS = 4000  #: taken into one turn; the rest waits for the next
+_KNOWN_SPECS = 20_000
+_QUIET_SECONDS = 2.0  #: without traffic before a checksum is compared
+
+
+class Waiters(Protocol):
+    def job_changed(self, job_ids: Iterable[int]) -> None: ...
+
+    def task_ended(self, keys: Iterable[int]) -> None: ...
+
+
+class Dispatcher:
+    """One for each server.  All methods belong to the event loop; the store is reached in turns."""
+
+    def __init__(
+        self,
+        db: Database,
+        clock: Callable[[], int],
+        waiters: Waiters,
+        *,
+        tenant_id: int,
+        server_id: int,
+        lease_seconds: float = 15.0,
+        reserve_after_seconds: float = 300.0,
+        placing: str = "pack",
+        fair: bool = True,
+        version: str = "",
+    ) -> None:
+        self._db, self._clock, self._waiters = db, clock, waiters
+        self._tenant_id, self._server_id, self._version = tenant_id, server_id, version
+        self._lease_seconds = lease_seconds
+        self.bell = Doorbell()
+        self.desks: dict[int, Desk] = {}
+        self._started: list[tuple[int, int, int, int]] = []
+        self._asked_done: list[tuple[int, int, int, str]] = []
+        self._ended: list[tuple[int, Ended]] = []
+        self._reported: dict[tuple[int, AttemptKey], None] = {}
+        self._means: OrderedDict[int, float] = OrderedDict()
+        self._specs: OrderedDict[int, TaskSpec] = OrderedDict()
+        self._jobs: OrderedDict[int, dispatching.JobFacts] = OrderedDict()
+        self.planner = TurnPlanner(
+            self.desks, self._means, reserve_after_seconds=reserve_after_seconds, placing=placing, fair=fair
+        )
+        self._ask_bell = Doorbell()
+        self._due = True  #: something may have become startable since the last turn
+        self._looked_at = 0.0
+
+    # connections
+
+    async def connect(
+        self, hello: Hello, send: Callable[[Frame], None], close: Callable[[str], None]
+    ) -> Desk:
+        """Take a node in.  Its Welcome and what it has to start or kill are sent before anything else."""
+        now_us = self._clock()
+        answer = await self._db.run(
+            nodes.hello,
+            hello,
+            tenant_id=self._tenant_id,
+            server_id=self._server_id,
+            lease_us=int(self._lease_seconds * 1e6),
+            now_us=now_us,
+        )
+        if old := self.desks.get(answer.node_id):
+            self.disconnect(old, "the node has connected again")
+        facts = _facts(hello)
+        room = empty_room(answer.node_id, facts)
+        room.accepting = not answer.draining
+        desk = Desk(
+            answer.node_id, hello.node, answer.pool_id, answer.epoch, room, send, close, hello.account
+        )
+        desk.free_gpus = list(range(hello.gpus))
+        desk.heartbeat_at = time.monotonic()
+        running = set(hello.running)
+        resend_keys = {(held.id, held.attempt) for held in answer.resend}
+        for held in sorted(answer.held, key=lambda held: (held.id, held.attempt) not in running):
+            key = (held.id, held.attempt)
+            waits = key not in running and key not in resend_keys
+            demand = demands.from_text(held.demand)
+            lane = desk.lanes.get(held.lane_id)
+            desk.add(key, held.lane_id, demand, ahead=waits and lane is not None and lane.in_room > 0)
+        frame = Frame(
+            welcome=Welcome(
+                answer.epoch, answer.node_id, self._lease_seconds, self._lease_seconds / 3, self._version
+            ),
+            kill=answer.kill,
+        )
+        self._remember_specs(answer.specs)
+        await self._load_jobs({job_of(held.id) for held in answer.resend})
+        for held in answer.resend:
+            self._add_spec(desk, frame, held.spec_id, job_of(held.id))
+            frame.assign.append(
+                self._assign(held.id, held.attempt, held.spec_id, held.lane_id, held.argv, held.item, held)
+            )
+        for held in answer.held:
+            if held.asked is not None:
+                frame.ask.append(Ask(held.id, held.attempt, _ask_action(held.asked), why=held.message or ""))
+        send(frame)
+        self.desks[desk.node_id] = desk
+        self._after(answer.turned, now_us)
+        log.info("node %s connected, epoch %d, %d attempts", desk.name, desk.epoch, len(desk.held))
+        self.ring()
+        return desk
+
+    def disconnect(self, desk: Desk, why: str) -> None:
+        """Forget a connection.  The node keeps its tasks until its lease ends."""
+        desk.gone = True
+        if self.desks.get(desk.node_id) is desk:
+            del self.desks[desk.node_id]
+        desk.close(why)
+
+    async def leave(self, desk: Desk) -> None:
+        """The agent said good-bye."""
+        await self._db.run(nodes.goodbye, desk.node_id, desk.epoch, now_us=self._clock())
+
+    # what agents say
+
+    def receive(self, desk: Desk, frame: Frame) -> None:
+        """Work through one frame of a node.  Ends free their room at once."""
+        if desk.gone:
+            return
+        if frame.started:
+            self._started += [(task, attempt, desk.node_id, at) for task, attempt, at in frame.started]
+        for task, attempt, action in frame.asked:
+            state = {"suspend": "suspended", "resume": "running"}.get(action)
+            if state:
+                self._asked_done.append((task, attempt, desk.node_id, state))
+        for ended in frame.ended:
+            self._receive_end(desk, ended)
+        if frame.heartbeat is not None:
+            self._receive_heartbeat(desk, frame.heartbeat)
+        if frame.drain:
+            desk.room.accepting = False
+            desk.leaving = True
+        if frame.started or frame.ended or frame.asked:
+            self.bell.ring()
+
+    def _receive_end(self, desk: Desk, ended: Ended) -> None:
+        key = (ended.task, ended.attempt)
+        held = desk.held.get(key)
+        if held is not None:
+            if ended.usage is not None and ended.outcome != "given_back":
+                self._learn(held.lane_id, ended.usage.wall_seconds)
+            self._due = desk.remove(key) or self._due or desk.lanes.get(held.lane_id) is not None
+        if (desk.node_id, key) not in self._reported:
+            self._reported[(desk.node_id, key)] = None
+            self._ended.append((desk.node_id, ended))
+
+    def _learn(self, lane_id: int, seconds: float) -> None:
+        self._means[lane_id] = credit.mean(self._means.get(lane_id), seconds)
+        if len(self._means) > _KNOWN_SPECS:
+            self._means.popitem(last=False)
+
+    def _receive_heartbeat(self, desk: Desk, beat: Heartbeat) -> None:
+        desk.heartbeat = True
+        desk.heartbeat_at = time.monotonic()
+        if desk.heartbeat_at - desk.busy_at < _QUIET_SECONDS:
+            return
+        same = beat.count == len(desk.held) and beat.checksum == desk.checksum()
+        desk.mismatches = 0 if same else desk.mismatches + 1
+        if desk.mismatches >= 2:
+            log.warning("node %s: its attempts differ from ours; it has to connect again", desk.name)
+            self.disconnect(desk, "the list of attempts differs from the server's: connect again")
+
+    # what the API says
+
+    def ring(self) -> None:
+        """Something may start now."""
+        self._due = True
+        self.bell.ring()
+
+    def asked(self) -> None:
+        """Something was asked of tasks on nodes; tell them."""
+        self._ask_bell.ring()
+
+    def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
+        """Why the connected nodes of the pool do not take such a task now, and the first that would."""
+        reasons: dict[tuple[str, bool], list[str]] = {}
+        for desk in sorted(self.desks.values(), key=lambda desk: desk.name):
+            if desk.room.facts.pool != pool:
+                continue
+            refusal = why_not(demand, desk.room)
+            if refusal is None:
+                return [], desk.name
+            reasons.setdefault(refusal, []).append(desk.name)
+        return [
+            WhyNode(
+                node=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
+                reason=why,
+                ever=ever,
+            )
+            for (why, ever), names in reasons.items()
+        ], None
+
+    async def open_stream(self, task: int, attempt: int, path: str, with_stdin: bool) -> bool:
+        """Ask the task's node to connect to `path`.  False where no node of this server has the attempt."""
+        for desk in self.desks.values():
+            if (task, attempt) in desk.held:
+                desk.send(Frame(streams=[Stream(task, attempt, path, with_stdin)]))
+                return True
+        return False
+
+    def forget_job(self, job_id: int) -> None:
+        """A job's facts (name, cap, priority) were changed."""
+        self._jobs.pop(job_id, None)
+
+    # loops
+
+    async def step(self) -> bool:
+        """Take one turn.  True where another would find more to do."""
+        now = time.monotonic()
+        if now - self._looked_at >= _POLL_SECONDS:
+            self._due = True  # another server may have queued something; its NOTIFY may be lost
+            self._looked_at = now
+        self.planner.now_us = self._clock()
+        work = self._gather()
+        if not (work.ended or work.started or work.asked or work.pools):
+            return False
+        try:
+            done = await self._db.run_as(
+                Order.TURN,
+                turn,
+                work,
+                self.planner,
+                tenant_id=self._tenant_id,
+                now_us=self.planner.now_us,
+                known_specs=frozenset(self._specs),
+            )
+        except StoreUnavailable:
+            self._put_back(work)
+            raise
+        except Exception:
+            log.exception("a turn failed; looking for the report that it cannot digest")
+            await self._halve(work)
+            return True
+        await self._apply(work, done)
+        return done.more or bool(self._ended or self._started)
+
+    def _gather(self) -> Gathered:
+        due, self._due = self._due, False
+        ended, self._ended = self._ended[:_MOST_REPORTS], self._ended[_MOST_REPORTS:]
+        ends = {(report.task, report.attempt) for _, report in ended}
+        started = [row for row in self._started if (row[0], row[1]) not in ends]
+        asked, self._asked_done, self._started = self._asked_done, [], []
+        pools = sorted({desk.pool_id for desk in self.desks.values()}) if due else []
+        return Gathered(
+            {desk.node_id: desk.epoch for desk in self.desks.values()}, pools, started, asked, ended
+        )
+
+    def _put_back(self, work: Gathered) -> None:
+        self._started = work.started + self._started
+        self._asked_done = work.asked + self._asked_done
+        self._ended = work.ended + self._ended
+        self._due = True
+
+    async def _halve(self, work: Gathered) -> None:
+        """Find the report that the store cannot digest: halve the work down to one, which is set aside."""
+        self._started += work.started
+        self._asked_done += work.asked
+        parts = [work.ended] if work.ended else []
+        while parts:
+            part = parts.pop()
+            now_us = self._clock()
+            alone = Gathered(work.epochs, ended=part)
+            try:
+                done = await self._db.run(turn, alone, self.planner, tenant_id=self._tenant_id, now_us=now_us)
+            except StoreUnavailable:
+                self._ended = part + [row for rest in parts for row in rest] + self._ended
+                raise
+            except Exception as error:
+                if len(part) > 1:
+                    parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+                    continue
+                node_id, report = part[0]
+                log.exception("report of task %d set aside", report.task)
+                done = await self._db.run(
+                    dispatching.set_aside, node_id, report, error=repr(error), now_us=now_us
+                )
+            await self._apply(alone, done)
+        if not work.ended:
+            raise RuntimeError("a turn without reports failed; see the log above")
+
+    async def _apply(self, work: Gathered, done: Turned) -> None:
+        now_us = self._clock()
+        for node_id in done.stale_nodes:
+            if (desk := self.desks.get(node_id)) and desk.epoch == work.epochs.get(node_id):
+                self.disconnect(desk, "another server holds this node")
+        self._remember_specs(done.specs)
+        await self._load_jobs({job_of(placement.candidate.id) for placement, _ in done.assigned})
+        frames: dict[int, Frame] = {}
+        for placement, attempt in done.assigned:
+            self._send_to(frames, placement, attempt)
+        acked: dict[int, list[AttemptKey]] = {}
+        for node_id, key in done.acks:
+            acked.setdefault(node_id, []).append(key)
+        for node_id, keys in acked.items():
+            frames.setdefault(node_id, Frame()).ack = keys
+        for node_id, report in work.ended:
+            self._reported.pop((node_id, (report.task, report.attempt)), None)
+        now = time.monotonic()
+        for node_id, frame in frames.items():
+            if desk := self.desks.get(node_id):
+                desk.busy_at = now
+                desk.send(frame)
+        self._after(done, now_us)
+
+    def _after(self, done: Turned, now_us: int) -> None:
+        """Tell those who wait, and the log."""
+        if done.more:
+            self._due = True
+        if done.jobs or done.task_ids:
+            self._waiters.job_changed(done.jobs or {job_of(key) for key in done.task_ids})
+            self._waiters.task_ended(done.task_ids)
+        if done.accepted:
+            names = {desk.node_id: desk.name for desk in self.desks.values()}
+            logs.task_ends(
+                ((names.get(node, str(node)), ended, state) for node, ended, state in done.accepted), now_us
+            )
+
+    def _send_to(self, frames: dict[int, Frame], placement: Placement, attempt: int) -> None:
+        desk = self.desks.get(placement.node_id)
+        if desk is None:
+            return  # the node is gone: its lease will end, or its next hello brings the attempt up
+        candidate = placement.candidate
+        demand = self.planner.demands[candidate.lane_id]
+        # its lane may have left the node while the turn was taken; the room that it had is free then
+        ahead = placement.ahead and candidate.lane_id in desk.lanes
+        held = desk.add((candidate.id, attempt), candidate.lane_id, demand, ahead=ahead)
+        frame = frames.get(placement.node_id)
+        if frame is None:
+            frame = frames[placement.node_id] = Frame()
+        self._add_spec(desk, frame, candidate.spec_id, job_of(candidate.id))
+        assign = self._assign(
+            candidate.id,
+            attempt,
+            candidate.spec_id,
+            candidate.lane_id,
+            candidate.argv,
+            candidate.item,
+            candidate,
+        )
+        assign.ahead = desk.lanes[candidate.lane_id].in_room if ahead else 0
+        assign.gpu_ids = held.gpu_ids
+        assign.submitted_by = self.planner.submitters.get(candidate.lane_id, "")
+        frame.assign.append(assign)
+
+    def _assign(
+        self,
+        task: int,
+        attempt: int,
+        spec_id: int,
+        lane_id: int,
+        argv: str | None,
+        item: str | None,
+        counts: dispatching.Counted,
+    ) -> Assign:
+        job = self._jobs[job_of(task)]
+        return Assign(
+            task,
+            attempt,
+            spec_id,
+            lane_id,
+            job.name,
+            _argv(argv),
+            item,
+            job.is_array,
+            requeue_count=counts.requeue_count,
+            retry_count=counts.retry_count,
+        )
+
+    def _add_spec(self, desk: Desk, frame: Frame, spec_id: int, job_id: int) -> None:
+        if spec_id not in desk.specs:
+            desk.specs.add(spec_id)
+            frame.specs.append(Spec(spec_id, self._specs[spec_id], self._jobs[job_id].meta))
+
+    def _remember_specs(self, bodies: dict[int, str]) -> None:
+        for spec_id, body in bodies.items():
+            self._specs[spec_id] = msgspec.json.decode(body, type=TaskSpec)
+        while len(self._specs) > _KNOWN_SPECS:
+            self._specs.popitem(last=False)
+
+    async def _load_jobs(self, job_ids: set[int]) -> None:
+        missing = sorted(job_ids - self._jobs.keys())
+        if missing:
+            self._jobs.update(await self._db.read(dispatching.job_facts, missing))
+        while len(self._jobs) > _KNOWN_SPECS:
+            self._jobs.popitem(last=False)
+
+    async def renew_step(self) -> bool:
+        """Renew the leases of the nodes that were heard, and move the states of nodes.  Call each second."""
+        beats = [desk for desk in self.desks.values() if desk.heartbeat]
+        now_us = self._clock()
+        if beats:
+            for desk in beats:
+                desk.heartbeat = False
+            held = await self._db.run_as(
+                Order.HEARTBEAT,
+                nodes.renew,
+                [(desk.node_id, desk.epoch) for desk in beats],
+                lease_us=int(self._lease_seconds * 1e6),
+                now_us=now_us,
+            )
+            for desk in beats:
+                if desk.node_id in held:
+                    desk.send(Frame(heartbeat_ack=True))
+                else:
+                    self.disconnect(desk, "another server holds this node")
+        await self._db.run_as(
+            Order.HEARTBEAT,
+            dispatching.show_busy,
+            [(desk.node_id, desk.epoch, _state(desk)) for desk in self.desks.values()],
+            now_us=now_us,
+        )
+        return False
+
+    async def lose_step(self) -> bool:
+        """Declare nodes lost and take back what they had."""
+        now_us = self._clock()
+        done = await self._db.run_as(
+            Order.LOOP, nodes.lose, lease_us=int(self._lease_seconds * 1e6), now_us=now_us
+        )
+        for node_id in done.stale_nodes:
+            if desk := self.desks.get(node_id):
+                self.disconnect(desk, "the lease has ended: connect again")
+        self._after(done, now_us)
+        if done.more:
+            self.ring()
+        return done.more
+
+    async def ask_step(self) -> bool:
+        """Tell nodes what was asked of their tasks; repeated until they have answered."""
+        rows = await self._db.read(dispatching.asked_on, sorted(self.desks))
+        frames: dict[int, Frame] = {}
+        for node_id, task, attempt, action, message in rows:
+            frames.setdefault(node_id, Frame()).ask.append(
+                Ask(task, attempt, _ask_action(action), _ask_signal(action), message or "")
+            )
+        for node_id, frame in frames.items():
+            if desk := self.desks.get(node_id):
+                desk.send(frame)
+        return False
+
+    @property
+    def ask_bell(self) -> Doorbell:
+        return self._ask_bell
+
+
+def _argv(text: str | None) -> list[str] | None:
+    """A list is an argv, a string a shell line."""
+    if text is None:
+        return None
+    words: list[str] | str = msgspec.json.decode(text)
+    return words if isinstance(words, list) else ["/bin/sh", "-c", words]
+
+
+def _ask_action(asked: str) -> str:
+    """`requeue` is carried out like a cancel; the store knows what to do with the end."""
+    action = asked.partition(":")[0]
+    return {"requeue": "cancel", "hold": "recall", "edit": "recall"}.get(action, action)
+
+
+def _ask_signal(asked: str) -> int:
+    """`signal:10` asks for signal 10."""
+    number = asked.partition(":")[2]
+    return int(number) if number else 0
+
+
+def _state(desk: Desk) -> NodeState:
+    if not desk.room.accepting:
+        return NodeState.DRAINING
+    return NodeState.RUNNING if desk.held else NodeState.IDLE
+
+
+def _facts(hello: Hello) -> Facts:
+    return Facts(
+        name=hello.node,
+        pool=hello.pool,
+        arch=hello.arch,
+        os=hello.os,
+        host=hello.host,
+        host_id=hello.host_id,
+        cpus_milli=round(hello.cpus * 1000),
+        memory_bytes=hello.memory_bytes,
+        gpus=hello.gpus,
+        counts=tuple(sorted(hello.resources.items())),
+        labels=tuple(sorted(hello.labels.items())),
+        shared_paths=tuple(hello.shared_paths),
+        slots=hello.slots,
+    )

@@ -1,0 +1,95 @@
+"""What a dispatcher reads and writes beside its turns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from geres.model.states import Reason
+from geres.model.wire import Ended
+from geres.store.database import Tx, batch
+from geres.store.turn import Gathered, Planner, Turned, turn
+
+
+class JobFacts(NamedTuple):
+    name: str
+    meta: dict[str, str]
+    is_array: bool
+
+
+class Counted(Protocol):
+    """Anything that knows how often a task was tried again."""
+
+    @property
+    def retry_count(self) -> int: ...
+
+    @property
+    def requeue_count(self) -> int: ...
+
+
+def job_facts(tx: Tx, job_ids: Sequence[int]) -> dict[int, JobFacts]:
+    """What the agents are told of jobs, by id."""
+    return {
+        row[0]: JobFacts(row[1] or "", msgspec.json.decode(row[2], type=dict[str, str]), row[3] > 0)
+        for row in tx.rows("job_facts", job_ids=list(job_ids))
+    }
+
+
+def asked_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int, str, str | None]]:
+    """(node, task, attempt, asked, message) of what people asked of tasks on these nodes."""
+    if not node_ids:
+        return []
+    return [(r[0], r[1], r[2], r[3], r[4]) for r in tx.rows("asked_on", node_ids=list(node_ids))]
+
+
+def show_busy(tx: Tx, nodes: Sequence[tuple[int, int, str]], *, now_us: int) -> list[int]:
+    """Write the states of (node, epoch, state), where they changed, with their history."""
+    if not nodes:
+        return []
+    changed = tx.rows("show_busy", batch=batch(nodes), now_us=now_us)
+    for node_id, state in changed:
+        tx.run("add_node_event", node_id=node_id, state=state, why=None, now_us=now_us)
+    return [row[0] for row in changed]
+
+
+def set_aside(tx: Tx, node_id: int, report: Ended, *, error: str, now_us: int) -> Turned:
+    """Put a report that a turn cannot digest into the quarantine, and fail its task with `internal`."""
+    plain = Ended(
+        report.task,
+        report.attempt,
+        "failed",
+        Reason.INTERNAL,
+        "its report could not be stored; see `geres doctor`",
+        ended_us=now_us,
+    )
+    tx.run(
+        "quarantine",
+        now_us=now_us,
+        kind="ended",
+        key=f"{report.task}/{report.attempt}",
+        body=msgspec.json.encode(report).decode(),
+        error=error[:2000],
+    )
+    done = Turned()
+    rows = {row[0]: row[1] for row in tx.rows("epoch_of_node", node_id=node_id)}
+    if rows:
+        done = turn(tx, Gathered(rows, ended=[(node_id, plain)]), _NOTHING, tenant_id=0, now_us=now_us)
+    return done
+
+
+class _Nothing:
+    """Plans nothing: for a turn that only takes reports."""
+
+    def caps_of(self, lanes: object) -> list[tuple[str, str, list[int]]]:
+        return []
+
+    def choose(self, lanes: object, caps: object) -> list[tuple[int, int]]:
+        return []
+
+    def place(self, candidates: object) -> list[object]:
+        return []
+
+
+_NOTHING: Planner = _Nothing()  # type: ignore[assignment]  # it never makes a placement

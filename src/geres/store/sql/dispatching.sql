@@ -1,0 +1,19 @@
+-- name: job_facts
+SELECT id, name, meta, array_total FROM job WHERE id IN ids(:job_ids)
+
+-- name: asked_on
+SELECT node_id, id, attempt, asked, message FROM task
+ WHERE node_id IN ids(:node_ids) AND asked IS NOT NULL
+ ORDER BY id LIMIT 5000
+
+-- name: show_busy
+UPDATE node
+   SET previous_state = node.state, previous_since = node.state_since, state = CAST(batch.value->>2 AS TEXT),
+       state_since = :now_us
+  FROM json_each(:batch) AS batch
+ WHERE node.id = CAST(batch.value->>0 AS BIGINT) AND node.epoch = CAST(batch.value->>1 AS BIGINT)
+   AND node.state <> CAST(batch.value->>2 AS TEXT) AND node.state IN ('starting', 'idle', 'running', 'draining')
+RETURNING node.id, node.state
+
+-- name: epoch_of_node
+SELECT id, epoch FROM node WHERE id = :node_id
