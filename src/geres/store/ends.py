@@ -11,6 +11,8 @@ from geres.model.states import JobState, Outcome, Reason, TaskState
 from geres.model.tasks import Usage
 from geres.store.database import Tx, batch
 
+#: How a job's reason begins while its tasks are being cancelled; the reasons that people give never do.
+CANCELLED = "job_cancelled"
 _NO_USAGE = Usage()
 
 
@@ -127,7 +129,9 @@ def _count(tx: Tx, job_id: int, ends: list[End], now_us: int) -> tuple[int, bool
         raise ValueError(f"job {job_id} of task {show_task(ends[0].task_id)} does not exist")
     last = int(row["before"]) + len(ends)
     done = row["open"] == 0 and (row["state"] == JobState.CLOSING or row["on_all_complete"] == "terminate")
-    if done:
+    if done and (row["reason"] or "").startswith(CANCELLED):
+        end_job(tx, job_id, row, reason=row["reason"], now_us=now_us, state=JobState.CANCELLED)
+    elif done:
         end_job(tx, job_id, row, reason="all_complete", now_us=now_us)
     return last, done
 

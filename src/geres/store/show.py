@@ -110,7 +110,7 @@ def what_runs(row: Mapping[str, Any], spec: TaskSpec) -> tuple[list[str] | None,
     return None, None if shell is None else replace_all(shell, key, item)
 
 
-def task_detail(tx: Tx, row: Row, attempts: list[Row], *, now_us: int) -> TaskDetail:
+def task_detail(tx: Tx, row: Row, attempts: list[Row]) -> TaskDetail:
     """A task with its whole specification and its attempts."""
     last = attempts[-1] if attempts else None
     own_argv = _argv_decoder.decode(row["argv"]) if row["argv"] is not None else None

@@ -72,7 +72,7 @@ SELECT id FROM task
 
 -- name: failed_tasks_of_job
 SELECT id FROM task
- WHERE id >= :first AND id <= :last AND tenant_id = :tenant_id AND state IN ('failed', 'cancelled')
+ WHERE id >= :first AND id <= :last AND tenant_id = :tenant_id AND state = 'failed'
  ORDER BY id LIMIT :limit
 
 -- name: task_by_own_id
@@ -85,7 +85,7 @@ SELECT id FROM task
 
 -- name: lock_tasks
 SELECT id, tenant_id, submitted_by, job_id, state, attempt, round, node_id, asked, is_parent, waits_on,
-       not_before_at, spec_id, lane_id, retry_count, priority, argv, item, name, own_id, reason, message
+       not_before_at, spec_id, lane_id, retry_count, priority, own_id, reason, assigned_at, started_at
   FROM task WHERE id IN ids(:task_ids) ORDER BY id
 /* for update */
 
@@ -106,3 +106,13 @@ UPDATE task
    SET state = CASE WHEN waits_on > 0 OR not_before_at > :now_us THEN 'blocked' ELSE 'queued' END,
        reason = NULL, previous_state = state, previous_since = state_since, state_since = :now_us
  WHERE id IN ids(:task_ids) AND state = 'held'
+
+-- name: forget_hold
+-- A hold that the node has not answered yet.
+UPDATE task SET asked = NULL, asked_at = NULL WHERE id IN ids(:task_ids) AND asked = 'hold'
+
+-- name: states_of_tasks
+SELECT id, state FROM task WHERE id IN ids(:task_ids)
+
+-- name: node_is_connected
+SELECT CASE WHEN server_id IS NULL THEN 0 ELSE 1 END AS connected FROM node WHERE id = :node_id

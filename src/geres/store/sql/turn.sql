@@ -9,6 +9,7 @@ SELECT lane.id, lane.priority, lane.submitted_by, lane.class_id, resource_class.
   JOIN job ON job.id = lane.job_id
   JOIN resource_class ON resource_class.id = lane.class_id
  WHERE lane.pool_id = :pool_id AND lane.active = 1 AND job.state IN ('active', 'closing')
+   AND (job.reason IS NULL OR job.reason NOT LIKE 'job_cancelled%')
  ORDER BY lane.priority DESC, lane.id
  LIMIT :limit
 
@@ -118,7 +119,7 @@ UPDATE job
    SET finish_seq = finish_seq + :n, succeeded = succeeded + :succeeded, failed = failed + :failed,
        cancelled = cancelled + :cancelled, skipped = skipped + :skipped
  WHERE id = :job_id
-RETURNING finish_seq - :n AS before, state, on_all_complete, is_parent,
+RETURNING finish_seq - :n AS before, state, reason, on_all_complete, is_parent,
           task_count + array_total - array_done - succeeded - failed - cancelled - skipped AS open,
           task_count, succeeded, failed, cancelled, skipped
 

@@ -1,0 +1,361 @@
+"""Jobs: one, many, and what is done to a job as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+from msgspec import Struct
+
+from geres.errors import Changed, Conflict, Denied, Invalid, JobFinished, NotFound
+from geres.model.callers import Caller
+from geres.model.ids import task_key
+from geres.model.jobs import DEFAULT_JOB, Counts, Job, JobDetail, JobPage, JobPatch, JobSpec
+from geres.model.specs import check_priority
+from geres.model.states import JobState, Outcome, Reason
+from geres.model.units import rfc3339
+from geres.store.database import Row, Tx
+from geres.store.ends import CANCELLED, end_job
+from geres.store.job_counts import counts_of_jobs
+from geres.store.sql import statements
+from geres.store.submit import set_cap
+from geres.store.task_actions import Done, ask, cancel
+from geres.store.tasks import find_job_id, may_change
+
+#: Tasks that one transaction changes.
+PIECE = 1000
+_LAST = (1 << 32) - 1
+_ALL = Caller(0, "", "", "admin")
+
+
+class JobQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Query of GET /v1/jobs; newest first."""
+
+    state: str | None = None  #: states, parted by commas; also `open`
+    user: str | None = None
+    name: str | None = None
+    limit: int = 100
+    cursor: str | None = None
+    count: bool = False  #: fill `matched`
+
+
+def find(tx: Tx, caller: Caller, ref: str) -> int:
+    """The id of the job that a number or name means.  Raises NotFound."""
+    job_id = find_job_id(tx, caller, ref)
+    if job_id is None:
+        raise NotFound(f"there is no job {ref!r}; see `geres jobs`", id=ref)
+    return job_id
+
+
+def get(tx: Tx, caller: Caller, ref: str) -> JobDetail:
+    """One job in full.  Raises NotFound."""
+    job_id = find(tx, caller, ref)
+    row = tx.all("show_jobs", job_ids=[job_id])[0]
+    counts = counts_of_jobs(tx, [job_id])[job_id]
+    return msgspec.convert(
+        {**msgspec.structs.asdict(_job(row, counts)), "spec": _spec(row)}, JobDetail, from_attributes=True
+    )
+
+
+def get_short(tx: Tx, job_id: int) -> Job:
+    row = tx.all("show_jobs", job_ids=[job_id])[0]
+    return _job(row, counts_of_jobs(tx, [job_id])[job_id])
+
+
+def list_jobs(tx: Tx, caller: Caller, query: JobQuery) -> JobPage:
+    """One page of the jobs that match, newest first.  Raises Invalid."""
+    if not 1 <= query.limit <= 10_000:
+        raise Invalid(f"limit: {query.limit} is not between 1 and 10000", field="limit")
+    where, parameters = "", {"tenant_id": caller.tenant_id}
+    more: dict[str, object] = {}
+    if query.state is not None:
+        words = ", ".join(f"'{state}'" for state in _states(query.state))
+        where += f" AND j.state IN ({words})"
+    if query.user is not None:
+        where, more["user"] = where + " AND j.submitted_by = :user", query.user
+    if query.name is not None:
+        where, more["name"] = where + " AND j.name = :name", query.name
+    matched = None
+    if query.count:
+        text = statements("sqlite")["count_job_ids"].replace("/* where */", where)
+        matched = int(tx.text(text, {**parameters, **more})[0]["n"])
+    if query.cursor is not None:
+        if not query.cursor.isdigit():
+            raise Invalid("cursor: is not one that this server gave", field="cursor")
+        where, more["before"] = where + " AND j.id < :before", int(query.cursor)
+    text = statements("sqlite")["select_job_ids"].replace("/* where */", where)
+    rows = tx.text(text, {**parameters, **more, "limit": query.limit + 1})
+    ids = [row["id"] for row in rows[: query.limit]]
+    cursor = str(ids[-1]) if len(rows) > query.limit else None
+    return JobPage(items=_many(tx, ids), next_cursor=cursor, matched=matched)
+
+
+def _states(text: str) -> list[JobState]:
+    states: list[JobState] = []
+    for word in text.split(","):
+        if word.strip() == "open":
+            states += [state for state in JobState if not state.final]
+            continue
+        try:
+            states.append(JobState(word.strip()))
+        except ValueError:
+            known = ", ".join([*JobState, "open"])
+            raise Invalid(f"state: {word!r} is no state of a job; known are {known}", field="state") from None
+    return states
+
+
+def _many(tx: Tx, ids: Sequence[int]) -> list[Job]:
+    if not ids:
+        return []
+    counts = counts_of_jobs(tx, ids)
+    rows = {row["id"]: row for row in tx.all("show_jobs", job_ids=list(ids))}
+    return [_job(rows[job_id], counts[job_id]) for job_id in ids if job_id in rows]
+
+
+def _job(row: Row, counts: Counts) -> Job:
+    limit = row["time_limit_us"]
+    return Job(
+        id=str(row["id"]),
+        name=row["name"],
+        state=JobState(row["state"]),
+        reason=row["reason"],
+        outcome=Outcome(row["outcome"]) if row["outcome"] else None,
+        state_since=rfc3339(row["state_since"]) or "",
+        previous_state=JobState(row["previous_state"]) if row["previous_state"] else None,
+        previous_since=rfc3339(row["previous_since"]),
+        tenant=row["tenant"],
+        submitted_by=row["submitted_by"],
+        priority=row["priority"],
+        max_parallel=row["max_parallel"],
+        meta=msgspec.json.decode(row["meta"]),
+        on_all_complete=row["on_all_complete"],
+        time_limit_seconds=None if limit is None else limit / 1e6,
+        created_at=rfc3339(row["created_at"]) or "",
+        ended_at=rfc3339(row["ended_at"]),
+        counts=counts,
+        task_count=row["task_count"] + row["array_total"] - row["array_done"],
+        finished=row["finish_seq"],
+        is_array=row["array_total"] > 0,
+        version=row["version"],
+    )
+
+
+def _spec(row: Row) -> JobSpec:
+    """The job as it was asked for, with later edits; the items of an array are its tasks' items."""
+    spec = msgspec.json.decode(row["spec"], type=JobSpec)
+    return msgspec.structs.replace(
+        spec,
+        name=row["name"],
+        priority=row["priority"],
+        max_parallel=row["max_parallel"],
+        meta=msgspec.json.decode(row["meta"]),
+        on_all_complete=row["on_all_complete"],
+    )
+
+
+def lock(tx: Tx, caller: Caller, job_id: int) -> Row:
+    """Lock the job's row.  Raises NotFound, Denied."""
+    row = tx.one("lock_job", job_id=job_id, tenant_id=caller.tenant_id)
+    if row is None:
+        raise NotFound(f"there is no job {job_id}; see `geres jobs`", id=str(job_id))
+    if not may_change(caller, row):
+        raise Denied(f"job {job_id} is {row['submitted_by']}'s")
+    return row
+
+
+def patch(
+    tx: Tx, caller: Caller, job_id: int, changes: JobPatch, *, version: int | None
+) -> tuple[Job, int | None]:
+    """Edit a job.  Returns it, and its old priority where that changed: its waiting tasks are to follow.
+
+    Raises Changed where `version` (of If-Match) is not the job's, JobFinished for one that has ended.
+    """
+    row = lock(tx, caller, job_id)
+    if version is not None and version != row["version"]:
+        raise Changed(
+            f"job {job_id} has version {row['version']}, not {version}: read it again", version=row["version"]
+        )
+    if JobState(row["state"]).final:
+        raise JobFinished(f"job {job_id} has ended: {row['state']}", id=str(job_id))
+    if changes.priority is not None:
+        check_priority(changes.priority, "priority")
+    if changes.max_parallel is not None and changes.max_parallel < 0:
+        raise Invalid(f"max_parallel: {changes.max_parallel} is below 0", field="max_parallel")
+    most = row["max_parallel"] if changes.max_parallel is None else changes.max_parallel or None
+    meta = row["meta"] if changes.meta is None else msgspec.json.encode(changes.meta).decode()
+    tx.run(
+        "edit_job",
+        job_id=job_id,
+        version=row["version"],
+        priority=row["priority"] if changes.priority is None else changes.priority,
+        max_parallel=most,
+        meta=meta,
+        on_all_complete=changes.on_all_complete or row["on_all_complete"],
+    )
+    if changes.max_parallel is not None:
+        set_cap(tx, caller.tenant_id, "job", str(job_id), most)
+    moved = changes.priority is not None and changes.priority != row["priority"]
+    return get_short(tx, job_id), row["priority"] if moved else None
+
+
+def follow_priority(tx: Tx, job_id: int, *, before: int, priority: int) -> bool:
+    """Give waiting tasks that had the job's old priority its new one, a piece a call.  True: more to do."""
+    changed = tx.run(
+        "reprioritize_tasks",
+        first=task_key(job_id, 0),
+        last=task_key(job_id, _LAST),
+        before=before,
+        priority=priority,
+        limit=PIECE,
+    )
+    tx.run("raise_lanes_of_job", job_id=job_id, priority=priority)
+    return changed == PIECE
+
+
+def close(tx: Tx, caller: Caller, job_id: int, *, reason: str | None, now_us: int) -> Job:
+    """Take no more tasks; completed when what it has has ended.  Again is harmless."""
+    row = lock(tx, caller, job_id)
+    _not_default(row, "closed")
+    state = JobState(row["state"])
+    if state is JobState.CANCELLED:
+        raise JobFinished(f"job {job_id} was cancelled", id=str(job_id))
+    if state in (JobState.ACTIVE, JobState.DISABLED):
+        _move(tx, row, JobState.CLOSING, _told(reason), now_us)
+        end_if_done(tx, job_id, now_us=now_us)
+    return get_short(tx, job_id)
+
+
+def start_cancel(tx: Tx, caller: Caller, job_id: int, *, reason: str | None, now_us: int) -> Job:
+    """Begin to cancel a job: it takes and starts nothing more.  `cancel_piece` ends its tasks."""
+    row = lock(tx, caller, job_id)
+    _not_default(row, "cancelled")
+    state = JobState(row["state"])
+    if state is JobState.COMPLETED:
+        raise JobFinished(f"job {job_id} has completed", id=str(job_id))
+    if not state.final and not (row["reason"] or "").startswith(CANCELLED):
+        _begin_cancel(tx, row, reason, now_us)
+    return get_short(tx, job_id)
+
+
+def _begin_cancel(tx: Tx, row: Row, reason: str | None, now_us: int) -> None:
+    _move(tx, row, JobState.CLOSING, f"{CANCELLED}: {reason}" if reason else CANCELLED, now_us)
+    tx.run("forget_unmade_tasks", job_id=row["id"])
+    tx.run("drop_array_pieces", job_id=row["id"])
+
+
+def cancel_piece(tx: Tx, job_id: int, *, now_us: int) -> tuple[Done, bool]:
+    """End the next tasks of a job that is being cancelled, and the job when none is left.
+
+    Returns what was done, and whether more can be done at once (what runs has been asked to end).
+    """
+    row = tx.one("lock_job_to_cancel", job_id=job_id)
+    if row is None:
+        return Done(), False
+    who = msgspec.structs.replace(_ALL, tenant_id=row["tenant_id"])
+    keys = [found[0] for found in tx.rows("tasks_to_cancel", **_range(job_id), limit=PIECE)]
+    _, _, why = row["reason"].partition(": ")
+    text = f"the job was cancelled: {why}" if why else "the job was cancelled"
+    done = cancel(tx, who, keys, now_us=now_us, message=text, reason=Reason.JOB_CANCELLED)
+    if not keys and end_if_done(tx, job_id, now_us=now_us):
+        done.jobs.add(job_id)
+    return done, len(keys) == PIECE or bool(keys)
+
+
+def disable(tx: Tx, caller: Caller, job_id: int, *, reason: str | None, now_us: int) -> Job:
+    """Start nothing more; what runs goes on (see `stop_piece`).  Again is harmless."""
+    row = lock(tx, caller, job_id)
+    state = JobState(row["state"])
+    if state not in (JobState.ACTIVE, JobState.DISABLED):
+        raise JobFinished(f"job {job_id} is {state}: it cannot be disabled", id=str(job_id))
+    if state is JobState.ACTIVE:
+        _move(tx, row, JobState.DISABLED, _told(reason), now_us)
+    return get_short(tx, job_id)
+
+
+def stop_piece(tx: Tx, job_id: int, *, requeue: bool, now_us: int, after: int = 0) -> tuple[Done, int]:
+    """Ask the next running tasks of a job to end, or to be queued again.
+
+    Returns what was done, and the last task asked: go on after it; 0 when there is no more.
+    """
+    rows = tx.all(
+        "running_tasks_of_job",
+        **_range(job_id) | {"first": max(after + 1, _range(job_id)["first"])},
+        limit=PIECE,
+    )
+    done = Done()
+    text = "its job was disabled"
+    ask(tx, rows, "requeue" if requeue else "cancel", done, message=text, now_us=now_us)
+    done.task_ids = [row["id"] for row in rows]
+    return done, rows[-1]["id"] if len(rows) == PIECE else 0
+
+
+def enable(tx: Tx, caller: Caller, job_id: int, *, now_us: int) -> Job:
+    """Start tasks again.  Again is harmless."""
+    row = lock(tx, caller, job_id)
+    state = JobState(row["state"])
+    if state not in (JobState.ACTIVE, JobState.DISABLED):
+        raise JobFinished(f"job {job_id} is {state}: it cannot be enabled", id=str(job_id))
+    if state is JobState.DISABLED:
+        _move(tx, row, JobState.ACTIVE, None, now_us)
+        tx.run("wake_lanes_of_job", job_id=job_id)
+        end_if_done(tx, job_id, now_us=now_us)
+    return get_short(tx, job_id)
+
+
+def end_if_done(tx: Tx, job_id: int, *, now_us: int) -> bool:
+    """End a job that wants to end and has no open task.  True where it ended."""
+    row = tx.one("job_to_end", job_id=job_id)
+    if row is None:
+        return False
+    cancelled = (row["reason"] or "").startswith(CANCELLED)
+    end_job(
+        tx,
+        job_id,
+        row,
+        reason=row["reason"] if cancelled else "all_complete",
+        now_us=now_us,
+        state=JobState.CANCELLED if cancelled else JobState.COMPLETED,
+    )
+    return True
+
+
+def end_done_jobs(tx: Tx, *, now_us: int, limit: int = 100) -> list[int]:
+    """End the jobs that want to and have no open task.  Returns those that ended."""
+    ids = [row[0] for row in tx.rows("jobs_to_end", limit=limit)]
+    return [job_id for job_id in ids if end_if_done(tx, job_id, now_us=now_us)]
+
+
+def cancel_over_time(tx: Tx, *, now_us: int, limit: int = 100) -> list[int]:
+    """Begin to cancel the jobs that are over their time limit.  Returns them."""
+    begun = []
+    for job_id, tenant_id in tx.rows("jobs_over_time", now_us=now_us, limit=limit):
+        row = tx.one("lock_job", job_id=job_id, tenant_id=tenant_id)
+        if row is not None and not JobState(row["state"]).final:
+            _begin_cancel(tx, row, "over its time limit", now_us)
+            begun.append(job_id)
+    return begun
+
+
+def being_cancelled(tx: Tx, *, limit: int = 100) -> list[int]:
+    """Jobs whose cancel has begun and still has tasks to end."""
+    return [row[0] for row in tx.rows("jobs_being_cancelled", limit=limit)]
+
+
+def _move(tx: Tx, row: Row, state: JobState, reason: str | None, now_us: int) -> None:
+    tx.run("set_job_state", job_id=row["id"], before=row["state"], state=state, reason=reason, now_us=now_us)
+
+
+def _told(reason: str | None) -> str | None:
+    return f"requested: {reason}" if reason else None
+
+
+def _not_default(row: Row, what: str) -> None:
+    if row["name"] == DEFAULT_JOB and row["named"]:
+        raise Conflict(
+            f"the job `default` is always there and cannot be {what}; cancel its tasks one by one",
+            id=str(row["id"]),
+        )
+
+
+def _range(job_id: int) -> dict[str, int]:
+    return {"first": task_key(job_id, 0), "last": task_key(job_id, _LAST)}

@@ -1,0 +1,78 @@
+-- name: spec_and_lane
+SELECT s.body, l.pool_id, l.class_id FROM spec s JOIN lane l ON l.id = :lane_id WHERE s.id = :spec_id
+
+-- name: edit_task
+UPDATE task
+   SET spec_id = :spec_id, lane_id = :lane_id, priority = :priority,
+       not_before_at = CAST(:not_before_at AS BIGINT), version = version + 1
+ WHERE id = :task_id AND state IN ('blocked', 'queued', 'held')
+
+-- name: block_until_time
+UPDATE task
+   SET state = 'blocked', previous_state = state, previous_since = state_since, state_since = :now_us
+ WHERE id IN ids(:task_ids) AND state = 'queued' AND not_before_at > :now_us
+
+-- name: queue_at_once
+UPDATE task
+   SET state = 'queued', previous_state = state, previous_since = state_since, state_since = :now_us
+ WHERE id IN ids(:task_ids) AND state = 'blocked' AND waits_on = 0
+   AND (not_before_at IS NULL OR not_before_at <= :now_us)
+
+-- name: rerun_tasks
+UPDATE task
+   SET state = 'queued', reason = NULL, message = NULL, previous_state = state, previous_since = state_since,
+       state_since = :now_us, seq = :now_us, asked = NULL, asked_at = NULL, not_before_at = NULL, waits_on = 0,
+       retry_count = 0, requeue_count = 0, lost_count = 0, round = round + 1, assigned_at = NULL,
+       started_at = NULL, ended_at = NULL, exit_code = NULL, signal = NULL
+ WHERE id IN ids(:task_ids) AND ended_at IS NOT NULL
+
+-- name: block_again
+UPDATE task
+   SET state = 'blocked', reason = NULL, message = NULL, previous_state = state, previous_since = state_since,
+       state_since = :now_us, asked = NULL, asked_at = NULL, round = round + 1, assigned_at = NULL,
+       started_at = NULL, ended_at = NULL
+ WHERE id IN ids(:task_ids) AND state = 'skipped'
+
+-- name: skipped_children
+SELECT t.id, t.job_id, t.state FROM task t
+ WHERE t.id IN (SELECT child_id FROM dependency WHERE parent_task_id IN ids(:task_ids))
+   AND t.state = 'skipped' AND t.reason = 'parent_failed'
+ ORDER BY t.id
+
+-- name: skipped_children_of_jobs
+SELECT t.id, t.job_id, t.state FROM task t
+ WHERE t.id IN (SELECT child_id FROM dependency
+                 WHERE parent_job_id IN (SELECT job_id FROM task WHERE id IN ids(:task_ids)))
+   AND t.state = 'skipped' AND t.reason = 'parent_failed'
+ ORDER BY t.id
+
+-- name: bad_parents_of
+SELECT d.child_id, d.parent_task_id FROM dependency d JOIN task p ON p.id = d.parent_task_id
+ WHERE d.child_id IN ids(:task_ids) AND d.how = 'success'
+   AND (p.state IN ('failed', 'cancelled') OR (p.state = 'skipped' AND p.reason = 'parent_failed'))
+
+-- name: undo_dependencies
+-- Of these children: a parent that has not ended is waited for.
+UPDATE dependency
+   SET done = CASE WHEN parent_job_id IS NOT NULL THEN 0
+                   WHEN (SELECT ended_at FROM task WHERE task.id = dependency.parent_task_id) IS NULL THEN 0
+                   ELSE 1 END
+ WHERE child_id IN ids(:task_ids)
+
+-- name: count_parents
+UPDATE task
+   SET waits_on = (SELECT count(*) FROM dependency WHERE dependency.child_id = task.id AND dependency.done = 0)
+ WHERE id IN ids(:task_ids)
+
+-- name: uncount_ends
+UPDATE job
+   SET succeeded = succeeded - :succeeded, failed = failed - :failed, cancelled = cancelled - :cancelled,
+       skipped = skipped - :skipped
+ WHERE id = :job_id
+RETURNING state, tenant_id, submitted_by, name, named
+
+-- name: reopen_job
+UPDATE job
+   SET state = 'active', reason = NULL, outcome = NULL, previous_state = state, previous_since = state_since,
+       state_since = :now_us, ended_at = NULL, named = :named
+ WHERE id = :job_id AND state IN ('completed', 'cancelled')

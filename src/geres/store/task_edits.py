@@ -1,0 +1,253 @@
+"""Edit tasks that wait, and run tasks again that have ended.
+
+A task's requests stand in its specification and its lane, which tasks share: an edit gives the task another
+specification and another lane, and leaves the others as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from geres.errors import Conflict, GeresError, Invalid, NameTaken
+from geres.model import demand as demands
+from geres.model.callers import Caller
+from geres.model.expressions import node_matcher
+from geres.model.ids import show_task
+from geres.model.specs import check_priority, check_spec
+from geres.model.states import JobState, TaskState
+from geres.model.tasks import Acted, EditTasks, Retry, TaskSpec
+from geres.model.units import parse_time
+from geres.store import show
+from geres.store.database import Row, Tx
+from geres.store.submit import lane_of, pool_of, spec_id_of
+from geres.store.task_actions import Done, in_order, lock, refuse
+
+_SAME_NAME = (
+    "cpus",
+    "memory_bytes",
+    "gpus",
+    "resources",
+    "exclusive",
+    "nodelist",
+    "match",
+    "pool",
+    "time_limit_seconds",
+)
+
+
+class Changes(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What to change; what is left out stays."""
+
+    priority: int | UnsetType = UNSET
+    cpus: float | UnsetType = UNSET
+    memory_bytes: int | UnsetType = UNSET
+    gpus: int | UnsetType = UNSET
+    resources: dict[str, int] | UnsetType = UNSET
+    exclusive: bool | UnsetType = UNSET
+    nodelist: list[str] | UnsetType = UNSET
+    match: str | UnsetType = UNSET  #: empty: any node
+    pool: str | UnsetType = UNSET
+    time_limit_seconds: float | UnsetType = UNSET  #: 0: none
+    retries: int | UnsetType = UNSET
+    not_before: str | UnsetType = UNSET  #: empty: at once
+
+
+def changes_of(edit: EditTasks) -> Changes:
+    """The changes that a request asks for.  Raises Invalid where there is none."""
+    given = {name: value for name in Changes.__struct_fields__ if (value := getattr(edit, name)) is not None}
+    if not given:
+        raise Invalid(f"nothing to change; known are {', '.join(Changes.__struct_fields__)}")
+    return check_changes(Changes(**given))
+
+
+def check_changes(changes: Changes) -> Changes:
+    """The changes, if they could be right for some task.  Raises Invalid naming the field."""
+    check_spec(_apply(changes, TaskSpec()), needs_command=False)
+    if changes.priority is not UNSET:
+        check_priority(changes.priority, "priority")
+    if changes.match is not UNSET and changes.match:
+        node_matcher(changes.match)
+    if changes.not_before is not UNSET and changes.not_before:
+        parse_time(changes.not_before, "not_before")
+    return changes
+
+
+def _apply(changes: Changes, spec: TaskSpec) -> TaskSpec:
+    given: dict[str, Any] = {
+        name: value for name in _SAME_NAME if (value := getattr(changes, name)) is not UNSET
+    }
+    if given.get("match") == "":
+        given["match"] = None
+    if given.get("time_limit_seconds") == 0:
+        given["time_limit_seconds"] = None
+    if changes.retries is not UNSET:
+        retry = spec.retry
+        given["retry"] = Retry(changes.retries, retry.delay_seconds, retry.most_delay_seconds)
+    return msgspec.structs.replace(spec, **given)
+
+
+def edit(tx: Tx, caller: Caller, keys: Sequence[int], changes: Changes, *, now_us: int) -> Done:
+    """Change what waiting tasks ask for; one that a node already has is refused."""
+    done = Done()
+    rows = []
+    for row in lock(tx, caller, keys, done):
+        if TaskState(row["state"]).waiting:
+            rows.append(row)
+        else:
+            text = f"task {show_task(row['id'])} is {row['state']}: only a task that waits can be edited"
+            refuse(done, row["id"], Conflict(text))
+    _write(tx, rows, changes, done, now_us)
+    done.queued = True
+    return in_order(done, keys)
+
+
+def _write(tx: Tx, rows: list[Row], changes: Changes, done: Done, now_us: int) -> None:
+    """Give each task the specification, the lane and the times that the changes lead to."""
+    known: dict[tuple[int, int, str], tuple[int, int]] = {}
+    not_before = None
+    if changes.not_before is not UNSET and changes.not_before:
+        not_before = parse_time(changes.not_before, "not_before")
+    edited = []
+    for row in rows:
+        key = (row["spec_id"], row["lane_id"], row["submitted_by"])
+        try:
+            if key not in known:
+                known[key] = _respecify(tx, row, changes, now_us)
+        except GeresError as error:
+            refuse(done, row["id"], error)
+            continue
+        tx.run(
+            "edit_task",
+            task_id=row["id"],
+            spec_id=known[key][0],
+            lane_id=known[key][1],
+            priority=row["priority"] if changes.priority is UNSET else changes.priority,
+            not_before_at=row["not_before_at"] if changes.not_before is UNSET else not_before,
+        )
+        edited.append(row["id"])
+    if not edited:
+        return
+    if changes.not_before is not UNSET:
+        tx.run("block_until_time", task_ids=edited, now_us=now_us)
+        tx.run("queue_at_once", task_ids=edited, now_us=now_us)
+    tx.run("wake_lanes_of_tasks", task_ids=edited)
+    states = tx.rows("states_of_tasks", task_ids=edited)
+    done.items += [Acted(id=show_task(key), state=TaskState(state)) for key, state in states]
+    done.task_ids += edited
+
+
+def _respecify(tx: Tx, row: Row, changes: Changes, now_us: int) -> tuple[int, int]:
+    """(specification, lane) of a task like this one after the changes."""
+    shared = tx.one("spec_and_lane", spec_id=row["spec_id"], lane_id=row["lane_id"])
+    assert shared is not None
+    old = show.spec_from_text(shared["body"])
+    spec = _apply(changes, old)
+    check_spec(spec, needs_command=False)
+    spec_id = row["spec_id"] if spec == old else spec_id_of(tx, row["job_id"], spec)
+    pool_id = shared["pool_id"]
+    if spec.pool != old.pool:
+        pool_id = pool_of(tx, row["tenant_id"], spec.pool, now_us=now_us)
+    demand = demands.demand_of(spec)
+    if pool_id == shared["pool_id"] and demand == demands.demand_of(old):
+        return spec_id, row["lane_id"]
+    lane = lane_of(tx, row["tenant_id"], row["submitted_by"], row["job_id"], pool_id, demand)
+    return spec_id, lane
+
+
+def rerun(
+    tx: Tx, caller: Caller, keys: Sequence[int], changes: Changes | None = None, *, now_us: int
+) -> Done:
+    """Queue tasks again that have ended: the same task, its next attempt, fresh retry counts.
+
+    Their jobs are open again, and tasks that were skipped for them wait again.  Earlier results stay.
+    """
+    done = Done()
+    rows = []
+    for row in lock(tx, caller, keys, done, ended=True):
+        try:
+            _check_own_id(tx, row)
+            rows.append(row)
+        except GeresError as error:
+            refuse(done, row["id"], error)
+    if not rows:
+        return in_order(done, keys)
+    ids = [row["id"] for row in rows]
+    blocked = _skipped_for(tx, ids)
+    _reopen_jobs(tx, rows + blocked, now_us)
+    tx.run("rerun_tasks", task_ids=ids, now_us=now_us)
+    if blocked:
+        tx.run("block_again", task_ids=[row["id"] for row in blocked], now_us=now_us)
+    _wait_again(tx, [row["id"] for row in blocked])
+    if changes is not None:
+        quiet = Done()
+        _write(tx, tx.all("lock_tasks", task_ids=ids), changes, quiet, now_us)
+    tx.run("wake_lanes_of_tasks", task_ids=ids)
+    done.items += [Acted(id=show_task(key), state=TaskState.QUEUED) for key in ids]
+    done.task_ids += ids + [row["id"] for row in blocked]
+    done.queued = True
+    return in_order(done, keys)
+
+
+def _check_own_id(tx: Tx, row: Row) -> None:
+    if row["own_id"] is None:
+        return
+    taken = tx.value("living_task_of_own_id", job_id=row["job_id"], own_id=row["own_id"])
+    if taken is not None:
+        raise NameTaken(f"its id {row['own_id']!r} is taken by {show_task(taken)}, which has not ended")
+
+
+def _skipped_for(tx: Tx, keys: list[int]) -> list[Row]:
+    """Tasks that were skipped because these did not succeed, and those skipped because of them in turn.
+
+    One that was skipped for another parent too, which still stands, stays skipped.
+    """
+    again: dict[int, Row] = {}
+    news = keys
+    while news:
+        children = tx.all("skipped_children", task_ids=news)
+        children += tx.all("skipped_children_of_jobs", task_ids=news)
+        rows = {row["id"]: row for row in children if row["id"] not in again and row["id"] not in keys}
+        stay = _still_doomed(tx, list(rows), {*keys, *again, *rows}) if rows else set()
+        fresh = {key: row for key, row in rows.items() if key not in stay}
+        again |= fresh
+        news = list(fresh)
+    return [again[key] for key in sorted(again)]
+
+
+def _still_doomed(tx: Tx, children: list[int], coming_back: set[int]) -> set[int]:
+    """Of these children, those with a parent that ended without success and does not come back."""
+    return {
+        child for child, parent in tx.rows("bad_parents_of", task_ids=children) if parent not in coming_back
+    }
+
+
+def _wait_again(tx: Tx, children: list[int]) -> None:
+    """Count anew what these tasks wait for."""
+    if children:
+        tx.run("undo_dependencies", task_ids=children)
+        tx.run("count_parents", task_ids=children)
+
+
+def _reopen_jobs(tx: Tx, rows: list[Row], now_us: int) -> None:
+    """Take the tasks out of their jobs' counts of ends, and open the jobs that had ended."""
+    by_job: dict[int, dict[str, int]] = {}
+    for row in rows:
+        counts = by_job.setdefault(
+            row["job_id"], dict.fromkeys(("succeeded", "failed", "cancelled", "skipped"), 0)
+        )
+        counts[row["state"]] += 1
+    for job_id in sorted(by_job):
+        job = tx.one("uncount_ends", job_id=job_id, **by_job[job_id])
+        if job is None or not JobState(job["state"]).final:
+            continue
+        name_taken = job["name"] is not None and tx.value(
+            "living_job_of_name",
+            tenant_id=job["tenant_id"],
+            subject=job["submitted_by"],
+            name=job["name"],
+        )
+        tx.run("reopen_job", job_id=job_id, named=0 if name_taken else job["named"], now_us=now_us)

@@ -1,0 +1,308 @@
+"""Lists of tasks: filters, orders and cursors, all from fixed tables of columns."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from geres.errors import Invalid
+from geres.model.callers import Caller
+from geres.model.expressions import Field, to_sql
+from geres.model.states import FINAL, ON_NODE, WAITING, TaskState
+from geres.model.tasks import TaskPage
+from geres.model.units import parse_time
+from geres.store import show
+from geres.store.database import Tx
+from geres.store.job_counts import count_states
+from geres.store.sql import statements
+
+MOST_ON_PAGE = 10_000
+
+#: What `filter` may name.  The names are those of the JSON; `user`, `job` are short for two of them.
+FILTER_FIELDS: dict[str, Field] = {
+    "id": Field("task", "t.id"),
+    "job_id": Field("job", "t.job_id"),
+    "job": Field("job", "t.job_id"),
+    "job_name": Field("text", "j.name"),
+    "state": Field("text", "t.state"),
+    "reason": Field("text", "t.reason"),
+    "name": Field("text", "t.name"),
+    "item": Field("text", "t.item"),
+    "submitted_by": Field("text", "t.submitted_by"),
+    "user": Field("text", "t.submitted_by"),
+    "pool": Field("text", "p.name"),
+    "node": Field("text", "n.name"),
+    "priority": Field("number", "t.priority"),
+    "attempt": Field("number", "t.attempt"),
+    "exit_code": Field("number", "t.exit_code"),
+    "signal": Field("number", "t.signal"),
+    "retry_count": Field("number", "t.retry_count"),
+    "requeue_count": Field("number", "t.requeue_count"),
+    "lost_count": Field("number", "t.lost_count"),
+    "created_at": Field("time", "t.created_at"),
+    "started_at": Field("time", "t.started_at"),
+    "ended_at": Field("time", "t.ended_at"),
+    "wait_seconds": Field("micros", "(t.started_at - t.created_at)"),
+    "usage.wall_seconds": Field("micros", "a.wall_us"),
+    "usage.user_seconds": Field("micros", "a.user_us"),
+    "usage.system_seconds": Field("micros", "a.system_us"),
+    "usage.max_rss_bytes": Field("bytes", "a.max_rss_bytes"),
+    "meta": Field("text", "s.meta", keys=True),
+}
+_JSON_TEXT = {
+    "sqlite": "json_extract({column}, '$.\"' || {key} || '\"')",
+    "postgres": "(CAST({column} AS JSON) ->> CAST({key} AS TEXT))",
+}
+#: Sort word to columns; a column that may be NULL sorts as the smallest value.
+_SORTS: dict[str, str] = {
+    "id": "t.id",
+    "created_at": "t.created_at",
+    "started_at": "COALESCE(t.started_at, 0)",
+    "ended_at": "COALESCE(t.ended_at, 0)",
+    "state_since": "t.state_since",
+    "priority": "t.priority",
+    "state": "t.state",
+    "name": "COALESCE(t.name, '')",
+    "submitted_by": "t.submitted_by",
+    "user": "t.submitted_by",
+    "exit_code": "COALESCE(t.exit_code, -1)",
+    "node": "COALESCE(n.name, '')",
+    "usage.wall_seconds": "COALESCE(a.wall_us, -1)",
+    "usage.max_rss_bytes": "COALESCE(a.max_rss_bytes, -1)",
+}
+_JOINS = {
+    "a": "LEFT JOIN attempt a ON a.task_id = t.id AND a.attempt = t.attempt AND a.round = t.round",
+    "n": "LEFT JOIN node n ON n.id = COALESCE(t.node_id, a.node_id)",
+    "j": "JOIN job j ON j.id = t.job_id",
+    "s": "JOIN spec s ON s.id = t.spec_id",
+    "l": "JOIN lane l ON l.id = t.lane_id",
+    "p": "JOIN pool p ON p.id = l.pool_id",
+}
+_NEEDS = {"n": ("a",), "p": ("l",)}
+_ALIAS = re.compile(r"\b([anjslp])\.")
+_WORDS = {"pending": WAITING, "final": FINAL, "on_node": ON_NODE}
+
+
+class TaskQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Query of GET /v1/tasks."""
+
+    job: str | None = None  #: id or name
+    state: str | None = None  #: states, parted by commas; also `pending` and `final`
+    user: str | None = None
+    name: str | None = None
+    node: str | None = None
+    pool: str | None = None
+    filter: str | None = None  #: an expression, like `exit_code == 1 and meta.proj == "x"`
+    grep: str | None = None  #: a part of the command, the item or the name
+    since: str | None = None  #: of created_at; of ended_at where state is final
+    until: str | None = None
+    dead: bool = False  #: only tasks that failed with their retries used up
+    sort: str | None = None  #: a field, or -field; `queue` is the order of starting
+    limit: int = 100
+    cursor: str | None = None
+    count: bool = False  #: fill `matched`
+
+
+class _Order(NamedTuple):
+    columns: list[str]
+    descending: list[bool]
+
+    def sql(self) -> str:
+        return ", ".join(
+            f"{column} DESC" if down else column
+            for column, down in zip(self.columns, self.descending, strict=True)
+        )
+
+    def after(self, values: list[Any]) -> tuple[str, dict[str, Any]]:
+        """The condition for what comes behind a row with these values."""
+        conditions, parameters = [], {f"k{i}": value for i, value in enumerate(values)}
+        for i, (column, down) in enumerate(zip(self.columns, self.descending, strict=True)):
+            equal = "".join(f"{self.columns[j]} = :k{j} AND " for j in range(i))
+            conditions.append(f"({equal}{column} {'<' if down else '>'} :k{i})")
+        return " AND (" + " OR ".join(conditions) + ")", parameters
+
+
+class _Where:
+    """Gathers conditions and parameters."""
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.parameters: dict[str, Any] = {}
+
+    def add(self, condition: str, **parameters: Any) -> None:
+        self.text += f" AND {condition}"
+        self.parameters.update(parameters)
+
+
+def list_tasks(tx: Tx, caller: Caller, query: TaskQuery, *, job_id: int | None) -> TaskPage:
+    """One page of the tasks that match, with the cursor of the next one.
+
+    Pages do not repeat a task while others are added.  `job_id` is what `query.job` means.  Raises Invalid.
+    """
+    if not 1 <= query.limit <= MOST_ON_PAGE:
+        raise Invalid(f"limit: {query.limit} is not between 1 and {MOST_ON_PAGE}", field="limit")
+    states = _states(query)
+    where = _conditions(tx, query, states, job_id)
+    order, mark = _order(query, states)
+    matched = _matched(tx, caller, query, where, states, job_id) if query.count else None
+    if query.cursor is not None:
+        condition, parameters = order.after(_read_cursor(query.cursor, mark, len(order.columns)))
+        where.text += condition
+        where.parameters.update(parameters)
+    columns = ", ".join(f"{column} AS c{i}" for i, column in enumerate(order.columns))
+    sql = _fill("select_task_ids", where.text, order.sql(), columns)
+    found = tx.text(sql, {"tenant_id": caller.tenant_id, "limit": query.limit + 1, **where.parameters})
+    more, found = len(found) > query.limit, found[: query.limit]
+    tasks = show.tasks_by_id(tx, [row["id"] for row in found])
+    cursor = None
+    if more:
+        cursor = _write_cursor(mark, [found[-1][f"c{i}"] for i in range(len(order.columns))])
+    return TaskPage(
+        items=[tasks[row["id"]] for row in found if row["id"] in tasks], next_cursor=cursor, matched=matched
+    )
+
+
+def _states(query: TaskQuery) -> frozenset[TaskState] | None:
+    if query.dead:
+        return frozenset({TaskState.FAILED})
+    if query.state is None:
+        return None
+    states: set[TaskState] = set()
+    for word in query.state.split(","):
+        word = word.strip()
+        if word in _WORDS:
+            states |= _WORDS[word]
+            continue
+        try:
+            states.add(TaskState(word))
+        except ValueError:
+            known = ", ".join([*TaskState, *_WORDS])
+            raise Invalid(f"state: {word!r} is no state; known are {known}", field="state") from None
+    return frozenset(states)
+
+
+def _conditions(tx: Tx, query: TaskQuery, states: frozenset[TaskState] | None, job_id: int | None) -> _Where:
+    where = _Where()
+    if job_id is not None:
+        where.add("t.id BETWEEN :first AND :last", first=job_id << 32, last=((job_id + 1) << 32) - 1)
+    if states is not None:
+        _add_states(where, states)
+    if query.user is not None:
+        where.add("t.submitted_by = :user", user=query.user)
+    if query.name is not None:
+        where.add("t.name = :name", name=query.name)
+    if query.node is not None:
+        where.add("n.name = :node", node=query.node)
+    if query.pool is not None:
+        where.add("p.name = :pool", pool=query.pool)
+    if query.grep is not None:
+        _add_grep(where, query.grep)
+    moment = "t.ended_at" if states is not None and states <= FINAL else "t.created_at"
+    if query.since is not None:
+        where.add(f"{moment} >= :since", since=parse_time(query.since, "since"))
+    if query.until is not None:
+        where.add(f"{moment} < :until", until=parse_time(query.until, "until"))
+    if query.filter is not None:
+        condition, parameters = to_sql(query.filter, FILTER_FIELDS, json_text=_JSON_TEXT[tx.dialect])
+        where.add(f"({condition})", **parameters)
+    return where
+
+
+def _add_states(where: _Where, states: frozenset[TaskState]) -> None:
+    """States stand in the text itself, so that the database can use its partial indexes."""
+    words = ", ".join(f"'{state}'" for state in sorted(states))
+    where.add(f"t.state = {words}" if len(states) == 1 else f"t.state IN ({words})")
+    if states <= ON_NODE:
+        where.add("t.node_id IS NOT NULL")
+    if states <= FINAL:
+        where.add("t.ended_at IS NOT NULL")
+
+
+def _add_grep(where: _Where, text: str) -> None:
+    if "\0" in text:
+        raise Invalid("grep: cannot hold a NUL character", field="grep")
+    # Commands are stored as JSON: what a person sees between two words is `","` there.
+    escaped = json.dumps(text.lower(), ensure_ascii=False)[1:-1]
+    for special in ("~", "%", "_"):
+        escaped = escaped.replace(special, "~" + special)
+    where.add(
+        "(lower(REPLACE(COALESCE(t.argv, s.body), '\",\"', ' ')) LIKE :grep ESCAPE '~'"
+        " OR lower(t.name) LIKE :grep ESCAPE '~' OR lower(t.item) LIKE :grep ESCAPE '~')",
+        grep=f"%{escaped}%",
+    )
+
+
+def _order(query: TaskQuery, states: frozenset[TaskState] | None) -> tuple[_Order, str]:
+    """The order, and the word that marks cursors made with it."""
+    word = query.sort
+    if word is None:
+        word = "queue" if states is not None and states <= WAITING else "-id"
+    if word == "queue":
+        return _Order(["t.priority", "t.seq", "t.id"], [True, False, False]), word
+    down, name = word.startswith("-"), word.removeprefix("-")
+    if name not in _SORTS:
+        known = ", ".join([*_SORTS, "queue"])
+        raise Invalid(f"sort: {name!r} is no field to sort by; known are {known}", field="sort")
+    if name == "id":
+        return _Order(["t.id"], [down]), word
+    return _Order([_SORTS[name], "t.id"], [down, down]), word
+
+
+def _fill(statement: str, where: str, order: str = "", columns: str = "") -> str:
+    used = set(_ALIAS.findall(where + order + columns))
+    for alias in list(used):
+        used.update(_NEEDS.get(alias, ()))
+    joins = "\n".join(text for alias, text in _JOINS.items() if alias in used)
+    text = statements("sqlite")[statement]
+    for mark, value in (("joins", joins), ("where", where), ("order", order), ("sort", columns)):
+        text = text.replace(f"/* {mark} */", value)
+    return text
+
+
+def _matched(
+    tx: Tx,
+    caller: Caller,
+    query: TaskQuery,
+    where: _Where,
+    states: frozenset[TaskState] | None,
+    job_id: int | None,
+) -> int:
+    """How many match.  What the jobs' own counts answer is not counted row by row."""
+    others = (
+        query.user,
+        query.name,
+        query.node,
+        query.pool,
+        query.filter,
+        query.grep,
+        query.since,
+        query.until,
+    )
+    if all(other is None for other in others):
+        counts = msgspec.structs.asdict(count_states(tx, caller.tenant_id, job_id))
+        return sum(counts[state] for state in (states if states is not None else TaskState))
+    rows = tx.text(_fill("count_task_ids", where.text), {"tenant_id": caller.tenant_id, **where.parameters})
+    return int(rows[0]["n"])
+
+
+def _write_cursor(mark: str, values: list[Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps([mark, *values]).encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str, mark: str, count: int) -> list[Any]:
+    try:
+        values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        values = None
+    if not isinstance(values, list) or len(values) != count + 1:
+        raise Invalid("cursor: is not one that this server gave", field="cursor")
+    if values[0] != mark:
+        raise Invalid(f"cursor: belongs to a list sorted by {values[0]}, not by {mark}", field="cursor")
+    if not all(isinstance(value, str | int) for value in values):
+        raise Invalid("cursor: is not one that this server gave", field="cursor")
+    return values[1:]
