@@ -1,0 +1,279 @@
+"""Turns: assigning, reports and their fence, results, retries, loss."""
+
+from __future__ import annotations
+
+import pytest
+
+from geres.errors import Invalid, JobFinished, NameTaken
+from geres.model.states import TaskState
+from geres.model.tasks import Retry
+from tests.store.world import LEASE_US, SECOND, World, ended, key
+
+
+def test_a_queued_task_is_assigned_once_and_ends_with_a_result(world: World) -> None:
+    [task] = world.submit()
+    node = world.connect()
+
+    assert world.assign(node) == [(task, 1)]
+    assert world.assign(node) == []
+    done = world.turn(node, ended=[ended(task, 1, stdout=b"hi", exit_code=0)])
+
+    assert world.state(task) is TaskState.SUCCEEDED
+    assert done.acks == [(node.node_id, (key(task), 1))]
+    assert world.results("1") == [(1, task, 1, "succeeded")]
+
+
+def test_priority_goes_first_then_age(world: World) -> None:
+    low, high, late = world.submit(priority=-500), world.submit(priority=500), world.submit(priority=500)
+    node = world.connect()
+
+    assert world.assign(node) == [(high[0], 1), (late[0], 1), (low[0], 1)]
+
+
+def test_a_report_of_an_older_attempt_is_acknowledged_and_changes_nothing(world: World) -> None:
+    [task] = world.submit()
+    first = world.connect("n1")
+    world.assign(first)
+    world.now_us += LEASE_US
+    world.lose()
+    assert world.state(task) is TaskState.QUEUED
+    second = world.connect("n2")
+    assert world.assign(second) == [(task, 2)]
+
+    again = world.connect("n1", has=[(key(task), 1)])
+    done = world.turn(again, 0, ended=[ended(task, 1)])
+
+    assert again.kill == [(key(task), 1)]
+    assert done.acks and not done.accepted
+    assert world.state(task) is TaskState.ASSIGNED
+
+
+def test_a_report_over_an_older_connection_is_not_acknowledged(world: World) -> None:
+    [task] = world.submit()
+    old = world.connect()
+    world.assign(old)
+    new = world.connect(has=[(key(task), 1)], running=[(key(task), 1)])
+
+    done = world.turn(old, 0, ended=[ended(task, 1)])
+
+    assert done.stale_nodes == [old.node_id] and not done.acks
+    assert world.turn(new, 0, ended=[ended(task, 1)]).acks
+    assert world.state(task) is TaskState.SUCCEEDED
+
+
+def test_the_same_end_twice_counts_once(world: World) -> None:
+    [task] = world.submit()
+    node = world.connect()
+    world.assign(node)
+
+    world.turn(node, ended=[ended(task, 1), ended(task, 1)])
+    world.turn(node, ended=[ended(task, 1)])
+
+    assert len(world.results("1")) == 1
+
+
+def test_a_failed_task_is_retried_as_often_as_allowed_and_only_the_last_is_a_result(world: World) -> None:
+    [task] = world.submit(retry=Retry(most=1))
+    node = world.connect()
+    world.assign(node)
+
+    world.turn(node, 0, ended=[ended(task, 1, "failed")])
+    assert world.state(task) is TaskState.QUEUED
+    assert world.assign(node) == [(task, 2)]
+    world.turn(node, ended=[ended(task, 2, "failed")])
+
+    assert world.state(task) is TaskState.FAILED
+    assert world.task(task)["retry_count"] == 1
+    assert world.results("1") == [(1, task, 2, "failed")]
+    assert len(world.rows("SELECT * FROM attempt")) == 2
+
+
+def test_a_retry_with_a_delay_waits_for_its_time(world: World) -> None:
+    [task] = world.submit(retry=Retry(most=1, delay_seconds=10))
+    node = world.connect()
+    world.assign(node)
+
+    world.turn(node, ended=[ended(task, 1, "failed")])
+
+    assert world.state(task) is TaskState.BLOCKED
+    assert world.task(task)["not_before_at"] == world.now_us + 10 * SECOND
+
+
+def test_a_lost_node_gives_its_tasks_back_without_charging_a_retry(world: World) -> None:
+    started, waiting = world.submit(2)
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, started=[(key(started), 1)])
+
+    world.now_us += LEASE_US - 1
+    assert not world.lose().stale_nodes
+    world.now_us += 1
+    assert world.lose().stale_nodes == [node.node_id]
+
+    assert [world.state(t) for t in (started, waiting)] == [TaskState.QUEUED] * 2
+    assert [world.task(t)["requeue_count"] for t in (started, waiting)] == [1, 0]
+    assert world.task(started)["retry_count"] == 0
+    assert world.row("SELECT state FROM node")["state"] == "lost"
+
+
+def test_a_task_that_loses_its_node_three_times_fails(world: World) -> None:
+    [task] = world.submit()
+    for number in (1, 2, 3):
+        node = world.connect(f"n{number}")
+        world.assign(node)
+        world.turn(node, 0, started=[(key(task), number)])
+        world.now_us += LEASE_US
+        world.lose()
+
+    assert world.state(task) is TaskState.FAILED
+    assert world.task(task)["reason"] == "crash_limit"
+
+
+def test_on_lost_fail_is_obeyed(world: World) -> None:
+    [task] = world.submit(on_lost="fail")
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, started=[(key(task), 1)])
+    world.now_us += LEASE_US
+
+    world.lose()
+
+    assert (world.state(task), world.task(task)["reason"]) == (TaskState.FAILED, "node_lost")
+
+
+def test_an_assignment_that_the_agent_never_got_is_sent_again(world: World) -> None:
+    [task] = world.submit()
+    world.assign(world.connect())
+
+    again = world.connect()
+
+    assert [held.id for held in again.resend] == [key(task)]
+    assert world.task(task)["attempt"] == 1
+
+
+def test_a_given_back_assignment_leaves_no_trace(world: World) -> None:
+    first, _ = world.submit(2)
+    node = world.connect()
+    world.assign(node, 1)
+
+    world.turn(node, 0, ended=[ended(first, 1, "given_back")])
+
+    assert world.state(first) is TaskState.QUEUED
+    assert world.rows("SELECT * FROM attempt") == []
+    assert world.assign(node, 1) == [(first, 2)]  # its old place, the next attempt
+
+
+def test_finish_numbers_have_no_gaps_and_follow_the_order_of_reports(world: World) -> None:
+    tasks = world.submit(5)
+    node = world.connect()
+    world.assign(node)
+
+    world.turn(node, ended=[ended(tasks[3], 1), ended(tasks[0], 9), ended(tasks[1], 1, "failed")])
+    world.turn(node, ended=[ended(tasks[0], 1)])
+
+    assert [r[:2] for r in world.results("1")] == [(1, tasks[3]), (2, tasks[1]), (3, tasks[0])]
+    job = world.row("SELECT * FROM job WHERE id = 1")
+    assert (job["finish_seq"], job["succeeded"], job["failed"]) == (3, 2, 1)
+
+
+def test_children_start_after_their_parents(world: World) -> None:
+    a, b = world.submit(2)
+    [child] = world.submit(after=[a, b])
+    node = world.connect()
+    assert world.state(child) is TaskState.BLOCKED
+    world.assign(node)
+
+    world.turn(node, 0, ended=[ended(a, 1)])
+    assert world.state(child) is TaskState.BLOCKED
+    world.turn(node, 0, ended=[ended(b, 1)])
+
+    assert world.assign(node) == [(child, 1)]
+
+
+def test_children_of_a_failed_parent_are_skipped_down_the_line(world: World) -> None:
+    [parent] = world.submit()
+    [child] = world.submit(after=[parent])
+    [grandchild] = world.submit(after=[child])
+    node = world.connect()
+    world.assign(node)
+
+    world.turn(node, ended=[ended(parent, 1, "failed")])
+
+    assert [world.state(t) for t in (child, grandchild)] == [TaskState.SKIPPED] * 2
+    assert [(r[1], r[3]) for r in world.results("1")] == [
+        (parent, "failed"),
+        (child, "skipped"),
+        (grandchild, "skipped"),
+    ]
+
+
+def test_a_cap_of_a_job_is_kept(world: World) -> None:
+    job = world.job(name="capped", max_parallel=2)
+    world.submit(5, job=job)
+    node = world.connect()
+
+    first = world.assign(node)
+    assert len(first) == 2
+    assert world.assign(node) == []
+    world.turn(node, 0, ended=[ended(first[0][0], 1)])
+
+    assert len(world.assign(node)) == 1
+
+
+def test_an_array_is_unfolded_in_pieces_and_ends_its_job(world: World) -> None:
+    from geres.model.jobs import ArraySpec
+    from geres.model.tasks import TaskSpec
+    from geres.store import submit
+
+    job = world.job(array=ArraySpec(range="1-2500:2"), task=TaskSpec(command=["echo", "{}"]))
+    while world.db.call(submit.unfold, int(job), now_us=world.now_us):
+        pass
+    numbers = [row["id"] & 0xFFFFFFFF for row in world.rows("SELECT id FROM task ORDER BY id")]
+    assert numbers == list(range(1, 2501, 2))
+
+    node = world.connect()
+    assigned = world.assign(node, 10_000)
+    world.turn(node, ended=[ended(task, 1) for task, _ in assigned])
+
+    assert world.row("SELECT * FROM job WHERE id = :id", id=int(job))["state"] == "completed"
+    assert world.row("SELECT * FROM job WHERE id = :id", id=int(job))["outcome"] == "ok"
+    with pytest.raises(JobFinished):
+        world.submit(job=job)
+
+
+def test_items_of_an_array_keep_their_order(world: World) -> None:
+    from geres.model.jobs import ArraySpec
+    from geres.model.tasks import TaskSpec
+
+    items = ["a b", "", "ü", "{}", "it's"]
+    job = world.job(array=ArraySpec(items=items), task=TaskSpec(command=["echo", "{}"]))
+
+    rows = world.rows("SELECT item FROM task WHERE job_id = :job ORDER BY id", job=int(job))
+    assert [row["item"] for row in rows] == items
+
+
+def test_a_task_id_of_ones_own_is_free_again_after_the_end(world: World) -> None:
+    [task] = world.submit(id="mine")
+    with pytest.raises(NameTaken):
+        world.submit(id="mine")
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, ended=[ended(task, 1)])
+
+    assert world.submit(id="mine")
+
+
+def test_a_bad_row_stores_nothing(world: World) -> None:
+    from geres.model.tasks import TaskRow, TaskSpec
+    from geres.store import submit
+
+    rows = [TaskRow(command=["true"]), TaskRow(command=[])]
+    with pytest.raises(Invalid, match=r"tasks\[1\]"):
+        world.db.call(submit.create_tasks, world.ann, None, TaskSpec(), rows, now_us=world.now_us)
+    assert world.rows("SELECT * FROM task") == []
+
+    answer = world.db.call(
+        submit.create_tasks, world.ann, None, TaskSpec(), rows, atomic=False, now_us=world.now_us
+    )
+    assert (answer.count, [error.index for error in answer.errors]) == (1, [1])
+    assert len(world.rows("SELECT * FROM task")) == 1
