@@ -1,0 +1,139 @@
+"""What the supervisor keeps of a specification and of an attempt; nothing here touches the system."""
+
+from __future__ import annotations
+
+from geres.agent.capture import File
+from geres.agent.folders import Slot
+
+WAITING, RUNNING, ENDING = "waiting", "running", "ending"
+
+Key = tuple[int, int]  # (task key, attempt number)
+
+#: Kinds of ends, the third field of an end.
+EXITED, SIGNALLED, UNSTARTED, GIVEN_BACK, LOST = "exited", "signalled", "unstarted", "given_back", "lost"
+
+
+class Spec:
+    """How to run attempts; many attempts share one.  All names and paths are bytes."""
+
+    __slots__ = (
+        "append",
+        "argv",
+        "cwd",
+        "direct",
+        "disk_watch",
+        "env",
+        "grace_seconds",
+        "keep_output",
+        "memory_bytes",
+        "merge",
+        "output_limit_bytes",
+        "path",
+        "stderr",
+        "stdin",
+        "stdout",
+        "time_limit_seconds",
+        "umask",
+    )
+
+    def __init__(self, fields: dict) -> None:  # type: ignore[type-arg]
+        self.argv: list[bytes] = fields["argv"]
+        self.env: dict[bytes, bytes] = fields["env"]
+        self.path: bytes = self.env.get(b"PATH", b"/usr/local/bin:/usr/bin:/bin")
+        self.cwd: bytes | None = fields.get("cwd")  # None: a folder of its own
+        #: every path in it lies on a local file system, so that nothing here can hang
+        self.direct: bool = fields.get("direct", False)
+        self.umask: int | None = fields.get("umask")
+        self.memory_bytes: int = fields.get("memory_bytes", 0)
+        self.stdin: bool = fields.get("stdin", False)
+        self.stdout: bytes | None = fields.get("stdout")
+        self.stderr: bytes | None = fields.get("stderr")
+        self.append: bool = fields.get("append", False)
+        self.merge: bool = fields.get("merge", False)
+        self.keep_output: bool = fields.get("keep_output", True)
+        self.output_limit_bytes: int = fields.get("output_limit_bytes", 64 << 20)
+        self.time_limit_seconds: float | None = fields.get("time_limit_seconds")
+        self.grace_seconds: float = fields.get("grace_seconds", 20.0)
+        self.disk_watch: bool = fields.get("disk_watch", False)
+
+
+class Attempt:
+    """One attempt from its arrival to the report of its end."""
+
+    __slots__ = (
+        "ahead",
+        "argv",
+        "arrived",
+        "ended_us",
+        "env",
+        "err",
+        "group",
+        "has_room",
+        "key",
+        "lane",
+        "linger_until",
+        "notes",
+        "out",
+        "pid",
+        "reported_bytes",
+        "rusage",
+        "silent",
+        "slot",
+        "spec",
+        "started",
+        "started_us",
+        "state",
+        "status",
+        "stderr",
+        "stdin_closing",
+        "stdin_fd",
+        "stdin_pending",
+        "stdin_theirs",
+        "stdin_written",
+        "stdout",
+        "stop_sent",
+        "verdict",
+        "watched",
+    )
+
+    def __init__(self, order: tuple, spec: Spec, now: float) -> None:  # type: ignore[type-arg]
+        task, attempt, _, lane, ahead, argv, extra = order
+        self.key: Key = (task, attempt)
+        self.lane: int = lane
+        self.ahead: int = ahead  # 0: starts at once; n: while fewer than n of its lane have room
+        self.spec = spec
+        self.argv: list[bytes] = spec.argv if argv is None else argv
+        self.env: dict[bytes, bytes] | None = None
+        self.stdout = spec.stdout
+        self.stderr = spec.stderr
+        if extra is not None:
+            self.env = extra.get("env")
+            self.stdout = extra.get("stdout", spec.stdout)
+            self.stderr = extra.get("stderr", spec.stderr)
+        self.arrived = now
+        self.state = WAITING
+        self.has_room = False
+        self.pid = 0
+        self.verdict: tuple[str, str, str] | None = None  # (outcome, reason, message) when we end it
+        self.silent = False  # no report wanted
+        self.watched = False  # somebody outside reads its output files
+        self.stop_sent = False
+        self.stdin_fd = -1
+        self.stdin_theirs = -1
+        self.stdin_pending = b""
+        self.stdin_written = 0
+        self.stdin_closing = False
+        self.reported_bytes = 0
+        self.group: str | None = None
+        self.notes: File | None = None  # where the launcher says why it failed
+        self.slot: Slot | None = None
+        self.out: File | None = None  # the same as err where both were given one path
+        self.err: File | None = None
+
+
+#: How an attempt ended: (task, attempt, kind, code, outcome, reason, message, started_us, ended_us, usage, stdout,
+#: stderr, folder).  `code` is the exit code or the number of the signal.  `outcome`, `reason` and `message` are None
+#: unless the supervisor decided.  `usage` is (user_seconds, system_seconds, max_rss_bytes or None, minor_faults,
+#: major_faults, blocks_in, blocks_out, voluntary_switches, involuntary_switches) or None.  `stdout` and `stderr` are
+#: (bytes written, the last of them, path of the whole or None), or None where they are not kept.
+End = tuple  # type: ignore[type-arg]

@@ -1,0 +1,181 @@
+"""Starting the process of an attempt: program lookup, the fast path and the launcher."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+
+SIGPIPE, SIGXFSZ = 13, 25
+_LOOKUP_SECONDS = 1.0
+
+NOT_FOUND, NOT_EXECUTABLE = 127, 126
+
+# Joins the group, sets the limits, enters the folder, opens the files; says on descriptor 3 what failed.
+LAUNCHER = b"""
+fail() { printf '%s' "$1" >&3; exit 125; }
+[ -z "$1" ] || { printf '%s' $$ >"$1"; } 2>/dev/null || fail group
+[ -z "$2" ] || ulimit -v "$2" 2>/dev/null || fail limit
+[ -z "$4" ] || cd -- "$4" 2>/dev/null || fail cwd
+[ -z "$3" ] || umask "$3"
+if [ -n "$5" ]; then
+  if [ -n "$7" ]; then { true >>"$5"; } 2>/dev/null; else { true >"$5"; } 2>/dev/null; fi || fail stdout
+  exec >>"$5"
+fi
+if [ -n "$6" ]; then
+  if [ -n "$7" ] || [ "$5" = "$6" ]; then { true >>"$6"; } 2>/dev/null; else { true >"$6"; } 2>/dev/null; fi || fail stderr
+  exec 2>>"$6"
+fi
+[ -z "$8" ] || exec 2>&1
+shift 8
+case $1 in
+  */*) [ -e "$1" ] || fail not_found; [ -f "$1" ] && [ -x "$1" ] || fail not_executable ;;
+  *) command -v "$1" >/dev/null 2>&1 || fail not_found ;;
+esac
+exec 3>&-
+exec "$@"
+"""
+
+
+class Unstartable(Exception):
+    """The attempt cannot start, in our words; `code` is what a shell would exit with."""
+
+    def __init__(self, reason: str, message: str, code: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.code = code
+
+
+class Programs:
+    """Finds programs along a PATH, and remembers the answer for a second."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[bytes, bytes], tuple[float, bytes]] = {}
+
+    def find(self, name: bytes, path: bytes, now: float) -> bytes:
+        """The file to execute for `name`.  Raises Unstartable."""
+        known = self._found.get((name, path))
+        if known is not None and now < known[0]:
+            return known[1]
+        found = _search(name, path)
+        if len(self._found) > 1000:
+            self._found.clear()
+        self._found[name, path] = (now + _LOOKUP_SECONDS, found)
+        return found
+
+    def forget(self) -> None:
+        self._found.clear()
+
+
+def _search(name: bytes, path: bytes) -> bytes:
+    if not name:
+        raise Unstartable("not_found", "the command's first word is empty", NOT_FOUND)
+    barred = None
+    for folder in path.split(b":"):
+        candidate = os.path.join(folder or b".", name)
+        if os.access(candidate, os.X_OK) and not os.path.isdir(candidate):
+            return candidate
+        if barred is None and os.path.isfile(candidate):
+            barred = candidate
+    if barred is not None:
+        raise Unstartable("not_executable", f"{show(barred)} is not executable", NOT_EXECUTABLE)
+    raise Unstartable("not_found", f"no program {show(name)} in PATH ({show(path)})", NOT_FOUND)
+
+
+def show(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
+
+
+def spawn(program: bytes, argv: list[bytes], env: dict[bytes, bytes], descriptors: list[tuple[int, int]]) -> int:
+    """The pid of a new process, leader of its own session and group, with `descriptors` (ours, its) in place.
+
+    Raises Unstartable.
+    """
+    actions = [(os.POSIX_SPAWN_DUP2, ours, its) for ours, its in descriptors]
+    try:
+        return _spawn(program, argv, env, actions)
+    except OSError as error:
+        if error.errno == errno.ENOEXEC:  # a script without #!: what every shell does
+            try:
+                return _spawn(b"/bin/sh", [b"sh", program, *argv[1:]], env, actions)
+            except OSError as second:
+                error = second
+        raise _explain(program, error) from None
+    except ValueError as error:
+        raise Unstartable("not_found", f"the command cannot be run: {error}", NOT_FOUND) from None
+
+
+def _spawn(program: bytes, argv: list[bytes], env: dict[bytes, bytes], actions: list) -> int:  # type: ignore[type-arg]
+    return os.posix_spawn(
+        program,
+        argv,
+        env,
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=(SIGPIPE, SIGXFSZ),  # Python ignores them, and what is ignored stays so across exec
+    )
+
+
+def _explain(program: bytes, error: OSError) -> Unstartable:
+    name = show(program)
+    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+        if os.path.exists(program):
+            return Unstartable(
+                "not_found", f"{name} names an interpreter in its first line that does not exist", NOT_FOUND
+            )
+        return Unstartable("not_found", f"no program {name}", NOT_FOUND)
+    if error.errno == errno.E2BIG:
+        return Unstartable(
+            "not_executable", "the command and its environment are longer than this system allows", NOT_EXECUTABLE
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ETXTBSY, errno.EISDIR, errno.EINVAL):
+        what = "is a folder" if os.path.isdir(program) else "is not executable"
+        return Unstartable("not_executable", f"{name} {what} ({os.strerror(error.errno)})", NOT_EXECUTABLE)
+    return Unstartable("internal", f"{name} could not be started: {error.strerror}", 125)
+
+
+def explain_note(note: str, argv: list[bytes], cwd: bytes | None, out: bytes | None, err: bytes | None) -> Unstartable:
+    """What the launcher's one word means."""
+    if note == "cwd":
+        return no_cwd(cwd or b"", "it cannot be entered")
+    if note in ("stdout", "stderr"):
+        return bad_path(note, (out if note == "stdout" else err) or b"")
+    if note == "not_executable":
+        return Unstartable("not_executable", f"{show(argv[0])} is not executable", NOT_EXECUTABLE)
+    if note == "not_found":
+        return Unstartable("not_found", f"no program {show(argv[0])}", NOT_FOUND)
+    return Unstartable("internal", f"the launcher could not set up its {note}", 125)
+
+
+def no_cwd(cwd: bytes, why: str) -> Unstartable:
+    return Unstartable("no_cwd", f"the working directory {show(cwd)}: {why}", 125)
+
+
+def bad_path(stream: str, path: bytes, why: str = "") -> Unstartable:
+    folder = os.path.dirname(path)
+    if not why:
+        why = f"does the folder {show(folder)} exist, and may it be written?" if folder else "may it be written?"
+    return Unstartable("staging", f"the file {show(path)} for {stream} cannot be opened: {why}", 125)
+
+
+def usage_of(rusage: object, own_max_rss_kb: int) -> tuple:  # type: ignore[type-arg]
+    """The usage of an end, of what wait4 returned."""
+    r: tuple = rusage  # type: ignore[type-arg,assignment]
+    max_rss_kb = r[2]
+    return (
+        r[0],
+        r[1],
+        max_rss_kb * 1024 if max_rss_kb > own_max_rss_kb else None,
+        r[6],
+        r[7],
+        r[9],
+        r[10],
+        r[14],
+        r[15],
+    )
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
