@@ -23,15 +23,14 @@ PIECE = 10_000
 Row = TaskRow | Sequence[str]
 
 
-def submit(
+def send(
     client: Client,
-    commands: Iterable[Sequence[str] | dict[str, Any] | TaskRow],
+    rows: Sequence[Row],
     defaults: TaskSpec,
     job: str | None,
     progress: Progress | None = None,
 ) -> Tasks:
-    """Check and send all; the handles come in the order given."""
-    rows = checked(commands, defaults)
+    """Send rows that were checked; the handles come in the order given."""
     after = _finished(client, job or DEFAULT_JOB)
     pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     sender = _Sender(client, pieces, len(rows), progress)
@@ -102,7 +101,7 @@ class _Sender(threading.Thread):
             self.failure.__cause__ = error
 
 
-def _body(rows: list[Row], defaults: TaskSpec, job: str | None) -> bytes:
+def _body(rows: Sequence[Row], defaults: TaskSpec, job: str | None) -> bytes:
     body: dict[str, Any] = {"tasks": [row if isinstance(row, TaskRow) else {"command": row} for row in rows]}
     if defaults != TaskSpec():
         body["defaults"] = defaults

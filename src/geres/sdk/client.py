@@ -35,7 +35,7 @@ class Client(Reader):
     """A cluster.  Safe to share between threads and to use after a fork.
 
     Options are in people's units (`cpus=4, memory="8G", time_limit="1h", priority="high"`); the names are
-    those of docs/reference/sdk.md.  A relative `stdout` or `cwd` is not taken: tasks run elsewhere.
+    those of docs/reference/sdk.md.  A relative `stdout` lies in the directory where the task starts.
     """
 
     def __init__(
@@ -88,17 +88,29 @@ class Client(Reader):
 
         `job` is the job to join (else the caller's job `default`), `after` what must succeed first.
         """
-        return Task(self, (answer := self.submit_answer(command, **options)).task.id, info=answer.task)
-
-    def submit_answer(self, command: Sequence[str] | None = None, /, **options: Any) -> task_model.Submitted:
-        """Like `submit`, with the server's warnings."""
-        return self.transport.post("/v1/tasks", task_model.Submitted, self._submission(command, options))
+        answer = self.send_task(self._submission(command, options))
+        return Task(self, answer.task.id, info=answer.task)
 
     def dry_run(self, command: Sequence[str] | None = None, /, **options: Any) -> task_model.DryRun:
         """What `submit` would store and where the task would go; nothing is stored."""
-        return self.transport.post(
-            "/v1/tasks", task_model.DryRun, self._submission(command, options), dry_run=True
-        )
+        return self.send_dry_run(self._submission(command, options))
+
+    def send_task(self, submission: task_model.SubmitTask) -> task_model.Submitted:
+        """Store one task as it is given; the answer has the server's warnings."""
+        return self.transport.post("/v1/tasks", task_model.Submitted, submission)
+
+    def send_dry_run(self, submission: task_model.SubmitTask) -> task_model.DryRun:
+        return self.transport.post("/v1/tasks", task_model.DryRun, submission, dry_run=True)
+
+    def send_rows(
+        self,
+        rows: Sequence[bulk.Row],
+        defaults: task_model.TaskSpec,
+        job: str | None,
+        progress: Progress | None = None,
+    ) -> Tasks:
+        """Store rows that were checked, in pieces of 10,000."""
+        return bulk.send(self, rows, defaults, job, progress)
 
     def submit_many(
         self,
@@ -114,9 +126,10 @@ class Client(Reader):
         piece is refused, the error's fact `stored` says how many there are.
         """
         settings = {**self._defaults, **options}
-        job = job if job is not None else settings.pop("job", None)
+        default_job = settings.pop("job", None)
+        job = default_job if job is None else job
         defaults = spec_from_options(needs_command=False, **settings)
-        return bulk.submit(self, commands, defaults, _job_name(job), progress)
+        return self.send_rows(bulk.checked(commands, defaults), defaults, _job_name(job), progress)
 
     def submit_array(
         self,

@@ -155,7 +155,7 @@ class Transport:
                 failure = error
             except Unauthenticated as error:
                 # A restarted cluster on the same port has another token beside its address.
-                if not self._moved():
+                if not self.find_again():
                     raise
                 failure = error
             except _LOST as error:
@@ -165,7 +165,7 @@ class Transport:
                     url=self.address.url,
                 )
                 failure.__cause__ = error
-                if self._moved():
+                if self.find_again():
                     continue
             patience = self._patience if self._answered else min(FIRST_PATIENCE_SECONDS, self._patience)
             if time.monotonic() - started + pause > patience:
@@ -173,8 +173,8 @@ class Transport:
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
-    def _moved(self) -> bool:
-        """Look the address up again.  True where it is another one now."""
+    def find_again(self) -> bool:
+        """Look the address up again, as a restarted server may have another.  True where it has."""
         if self._locate is None:
             return False
         try:

@@ -63,6 +63,11 @@ class Task:
         return self._info
 
     @property
+    def ended(self) -> model.Attempt | model.Task | None:
+        """How it ended, where that is known here without asking."""
+        return self._known_end()
+
+    @property
     def state(self) -> TaskState:
         return self._now().state
 

@@ -1,0 +1,143 @@
+"""Commands that change tasks: cancel, hold, release, edit, rerun."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from geres.cli.ids import ids_argument, read_ids
+from geres.cli.main import App
+from geres.cli.output import escape, pretty_json, say, write_line
+from geres.cli.task_options import pairs
+from geres.errors import BY_CODE, GeresError, Invalid
+from geres.model.tasks import Acted
+
+_EDITABLE = (
+    *("cpus", "memory", "gpus", "priority", "exclusive", "nodelist", "match", "pool", "time_limit"),
+    *("retries", "not_before"),
+)
+
+
+@click.command()
+@ids_argument()
+@click.option("--signal", metavar="NAME", help="Only send this signal, like HUP or USR1.")
+@click.option("--force", is_flag=True, help="End it in the store even where the node does not answer.")
+@click.option("--reason", metavar="TEXT", help="Kept with the task.")
+@click.option("--json", is_flag=True, help="What became of each, as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_obj
+def cancel(
+    app: App,
+    ids: tuple[str, ...],
+    signal: str | None,
+    force: bool,
+    reason: str | None,
+    json: bool,
+    quiet: bool,
+) -> int:
+    """End tasks: queued ones never start, running ones get TERM and after their grace KILL.
+
+    A job's id ends all its tasks; `geres job cancel` ends the job too.  One bad id does not stop the
+    others.
+    """
+    name = None if signal is None else signal.upper().removeprefix("SIG")
+    answer = app.client.cancel(*read_ids(ids), signal=name, force=force, reason=reason)
+    return tell(answer, json=json, quiet=quiet)
+
+
+@click.command()
+@ids_argument()
+@click.option("--json", is_flag=True, help="What became of each, as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_obj
+def hold(app: App, ids: tuple[str, ...], json: bool, quiet: bool) -> int:
+    """Keep queued tasks from starting until `geres release`."""
+    return tell(app.client.hold(*read_ids(ids)), json=json, quiet=quiet)
+
+
+@click.command()
+@ids_argument()
+@click.option("--json", is_flag=True, help="What became of each, as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_obj
+def release(app: App, ids: tuple[str, ...], json: bool, quiet: bool) -> int:
+    """Let held tasks go on."""
+    return tell(app.client.release(*read_ids(ids)), json=json, quiet=quiet)
+
+
+@click.command()
+@click.argument("words", nargs=-1, required=True, metavar="ID... NAME=VALUE...")
+@click.option("--json", is_flag=True, help="What became of each, as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_obj
+def edit(app: App, words: tuple[str, ...], json: bool, quiet: bool) -> int:
+    """Change what waiting tasks ask for: `geres edit 12.7 memory=2G cpus=2 priority=high`.
+
+    Names: cpus, memory, gpus, priority, exclusive, nodelist, match, pool, time_limit, retries,
+    not_before, and resources.NAME.
+    """
+    ids = [word for word in words if "=" not in word]
+    given = tuple(word for word in words if "=" in word)
+    if not ids:
+        raise Invalid("id: is missing; say which tasks to change", field="id")
+    if not given:
+        raise Invalid("edit: nothing to change; write pairs like memory=2G", field="edit")
+    return tell(app.client.edit(*read_ids(ids), **changes(given)), json=json, quiet=quiet)
+
+
+@click.command()
+@ids_argument(required=False)
+@click.option("-J", "--job", metavar="JOB", help="The tasks of this job.")
+@click.option("--failed", is_flag=True, help="Only the tasks that failed.")
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Change first, like memory=16G.")
+@click.option("--json", is_flag=True, help="What became of each, as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.pass_obj
+def rerun(
+    app: App,
+    ids: tuple[str, ...],
+    job: str | None,
+    failed: bool,
+    sets: tuple[str, ...],
+    json: bool,
+    quiet: bool,
+) -> int:
+    """Run ended tasks again as their next attempt; earlier attempts stay to be seen."""
+    named = [*read_ids(ids), *([job] if job else [])]
+    if not named:
+        raise Invalid("id: is missing; say which tasks to run again, or --job", field="id")
+    return tell(app.client.rerun(*named, failed=failed, **changes(sets)), json=json, quiet=quiet)
+
+
+def changes(given: tuple[str, ...]) -> dict[str, Any]:
+    """The changes of `NAME=VALUE` words.  Raises Invalid for a name that cannot be changed."""
+    found: dict[str, Any] = {}
+    for name, value in pairs(given, "edit").items():
+        name = name.replace("-", "_")
+        if name.startswith("resources."):
+            found.setdefault("resources", {})[name.removeprefix("resources.")] = value
+        elif name == "exclusive":
+            if value.lower() not in ("true", "false", "yes", "no"):
+                raise Invalid(f"exclusive: {value!r} is neither true nor false", field="exclusive")
+            found[name] = value.lower() in ("true", "yes")
+        elif name in _EDITABLE:
+            found[name] = value
+        else:
+            known = ", ".join(_EDITABLE)
+            raise Invalid(f"{name}: cannot be changed; there are {known} and resources.NAME", field=name)
+    return found
+
+
+def tell(answer: list[Acted], *, json: bool, quiet: bool) -> int:
+    """Print what became of each id; the status of the last error, else 0."""
+    if json:
+        write_line(pretty_json(answer))
+    status = 0
+    for one in answer:
+        if one.code:
+            say(f"geres: {one.code}: {escape(one.message or one.id)}")
+            status = BY_CODE.get(one.code, GeresError).exit_status
+        elif not (json or quiet):
+            write_line(f"{one.id} {one.state.value if one.state else 'done'}")
+    return status

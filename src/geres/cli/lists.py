@@ -1,0 +1,56 @@
+"""How lists page and end: mine, newest first, 50 lines on a terminal, then "shown of matched"."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from geres.cli.output import TERMINAL_LINES, Column, Style, print_list, say
+from geres.model.units import parse_duration, parse_time, rfc3339
+
+_PAGE = 1000
+
+
+def whose(client: Any, user: str | None, everyone: bool) -> str | None:
+    """The submitter to list: as asked, else the caller; None for everybody's."""
+    if user is not None or everyone:
+        return user
+    subject: str = client.whoami().subject
+    return subject
+
+
+def show_pages(
+    style: Style, client: Any, kind: str, columns: list[Column], limit: int | None, query: dict[str, Any]
+) -> None:
+    """Print a list of tasks or jobs; `limit` 0 means all, None 50 lines on a terminal and all elsewhere."""
+    most = limit if limit is not None else (0 if style.complete else TERMINAL_LINES)
+    pages = client.task_pages if kind == "tasks" else client.job_pages
+    size = min(most, _PAGE) if most else _PAGE
+    matched: list[int | None] = [None]
+
+    def items() -> Iterator[Any]:
+        for number, page in enumerate(pages(limit=size, count=style.table or None, **query)):
+            if number == 0:
+                matched[0] = page.matched
+            yield from page.items
+
+    wanted = itertools.islice(items(), most) if most else items()
+    shown = print_list(style, wanted, columns)
+    if style.table:
+        total = matched[0] if matched[0] is not None else shown
+        if shown == 0:
+            say(f"no {kind}" + ("; `--all` shows everybody's" if query.get("user") else ""))
+        else:
+            say(f"{shown:,} of {total:,} {kind}")
+
+
+def moment(text: str | None, field: str) -> str | None:
+    """A typed time for the API: ISO 8601, local where it names no zone, or so long ago: `2h`, `7d`."""
+    if text is None:
+        return None
+    if text and text[-1] in "smhd" and not text[:4].isdigit():
+        import time  # only "so long ago" needs it
+
+        return rfc3339(int((time.time() - parse_duration(text, field)) * 1_000_000))
+    return rfc3339(parse_time(text, field))

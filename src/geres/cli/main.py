@@ -1,0 +1,191 @@
+"""The command `geres`: finds and loads one command, and turns errors into one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from geres import __version__
+from geres.cli.words import COMMANDS, MEANT, SECTIONS, option_hint
+from geres.errors import GeresError, Invalid
+
+
+class App:
+    """What the commands share: how to find the cluster, and one client."""
+
+    def __init__(self) -> None:
+        self.url: str | None = None
+        #: True in `run`, `wait` and `attach`: their status is the tasks', our own faults are 125.
+        self.has_task_status = False
+        self._client: Any = None
+
+    @property
+    def client(self) -> Any:
+        """The client of this cluster; typed as Any so that commands which need none do not load it."""
+        if self._client is None:
+            from geres.sdk.client import Client  # loads the HTTP client: only where a request is made
+
+            self._client = Client(self.url)
+        return self._client
+
+    def tell(self, code: str, message: str, status: int) -> int:
+        """One line on stderr; returns the exit status that fits the command."""
+        from geres.cli.output import escape, say
+
+        say(f"geres: {code}: {escape(message)}")
+        return 125 if self.has_task_status and status not in (0, 2) else status
+
+
+class Commands(click.Group):
+    """A group whose commands are loaded when they are called, and that knows what was meant."""
+
+    def __init__(self, *args: Any, within: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._within = within
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [*COMMANDS[self._within], *self.commands]
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if (known := super().get_command(context, name)) is not None:
+            return known
+        entry = COMMANDS[self._within].get(name)
+        if entry is None:
+            return None
+        module, _, attribute = entry.place.partition(":")
+        command = getattr(import_module(f"geres.cli.{module}"), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, context: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(context, name) is None and not name.startswith("-"):
+            raise click.UsageError(self._unknown(name), context)
+        return super().resolve_command(context, args)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        entries = COMMANDS[self._within]
+        for section in SECTIONS:
+            rows = [(name, one.help) for name, one in entries.items() if one.section == section]
+            if rows:
+                with formatter.section(section):
+                    formatter.write_dl(rows)
+
+    def _unknown(self, name: str) -> str:
+        if not self._within and (meant := MEANT.get(name)):
+            return f"there is no command {name!r}; did you mean `{meant}`?"
+        from difflib import get_close_matches  # only a mistake needs it
+
+        near = get_close_matches(name, self.list_commands(click.get_current_context()), n=1)
+        path = f"geres {self._within}".strip()
+        if near:
+            return f"there is no command {name!r}; did you mean `{path} {near[0]}`?"
+        return f"there is no command {name!r}; `{path} --help` lists them"
+
+
+def group(name: str, *, default: str | None = None, help: str = "") -> Commands:
+    """The group `geres NAME ...`; without a further word it runs its command `default`."""
+
+    @click.pass_context
+    def run_default(context: click.Context, /) -> None:
+        if context.invoked_subcommand is not None:
+            return
+        if default is None:
+            click.echo(context.get_help())
+            return
+        command = made.get_command(context, default)
+        assert command is not None
+        with command.make_context(f"{name} {default}", [], parent=context.parent) as inner:
+            command.invoke(inner)
+
+    made = Commands(
+        name, within=name, callback=run_default, invoke_without_command=True, no_args_is_help=False, help=help
+    )
+    return made
+
+
+_BROKEN_PIPE = 128 + 13
+EPILOG = """\b
+Exit status: 0 all is well, 2 bad input, 3 not allowed, 4 not found,
+5 conflict, 6 over a quota, 7 no server, 1 anything else.  `run` and
+`wait` give the task's own; `geres help exit-codes` has the table.
+"""
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EPILOG,
+)
+@click.option("--url", metavar="URL", help="The cluster's address, instead of GERES_URL or this machine's.")
+@click.option("--home", metavar="DIR", help="The folder of a `geres up`, instead of GERES_HOME.")
+@click.version_option(__version__, "-V", "--version", message="geres %(version)s")
+@click.pass_context
+def cli(context: click.Context, url: str | None, home: str | None) -> None:
+    """Run very many jobs on many machines, without a head node.
+
+    Begin with `geres up --detach`, then `geres run hostname`.
+    """
+    if home is not None:
+        os.environ["GERES_HOME"] = os.path.abspath(os.path.expanduser(home))
+        if url is None:
+            os.environ.pop("GERES_URL", None)
+    context.obj.url = url
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command line and leave with its exit status."""
+    status = run(sys.argv[1:] if args is None else args)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # `geres tasks | head` ends quietly
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = _BROKEN_PIPE
+    sys.exit(status)
+
+
+def run(args: list[str]) -> int:
+    """Run one command line; errors become a line on stderr.  Returns the exit status."""
+    app = App()
+    try:
+        result = cli.main(args=args, prog_name="geres", standalone_mode=False, obj=app)
+    except click.UsageError as error:
+        return app.tell("invalid", _usage(error), 2)
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except click.ClickException as error:
+        return app.tell("invalid", error.format_message(), 2)
+    except GeresError as error:
+        return app.tell(error.code, str(error), error.exit_status)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    return result if isinstance(result, int) else 0
+
+
+def _usage(error: click.UsageError) -> str:
+    message = error.format_message().rstrip(".")
+    if isinstance(error, click.NoSuchOption):
+        message = f"there is no option {error.option_name}"
+        if hint := option_hint(error.option_name):
+            message += f"; did you mean {hint}?"
+        elif error.possibilities:
+            message += f"; did you mean {' or '.join(sorted(error.possibilities))}?"
+    path = error.ctx.command_path if error.ctx else "geres"
+    return f"{message} (`{path} --help` says more)"
+
+
+def fail(message: str) -> NoReturn:
+    """Refuse a bad command line in one sentence."""
+    raise Invalid(message)

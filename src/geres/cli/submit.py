@@ -1,0 +1,94 @@
+"""`geres submit`: queue work and print its ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from geres.cli.main import App
+from geres.cli.output import pretty_json, say, write_line
+from geres.cli.task_options import task_options
+from geres.cli.work import Work, read_work, warn
+from geres.errors import Invalid
+from geres.model.tasks import DryRun, SubmitTask
+
+
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option("--stdin", is_flag=True, help="Give it a stdin that `geres attach` can write to.")
+@click.option("--json", is_flag=True, help="The stored task or job as JSON.")
+@click.option("-q", "--quiet", is_flag=True, help="No warnings.")
+@task_options
+@click.pass_obj
+def submit(app: App, /, words: tuple[str, ...], stdin: bool, json: bool, quiet: bool, **flags: Any) -> None:
+    """Queue a command and print its id; it starts in this directory when there is room.
+
+    Options end at the first word of the command.  --array, --items and `::: a b c` make an array and
+    print its job's id; --from prints one id a line.  In an array `{}` is the item, `{index}` its number.
+
+    \b
+      geres submit -c 4 -m 8G -- bwa mem ref.fa reads.fq
+      geres submit --shell 'sort big.txt | uniq -c > counts.txt'
+      geres submit gzip {} ::: *.txt
+    """
+    client = app.client
+    work = read_work(client, words, flags, stdin=stdin)
+    if work.dry_run:
+        show_dry_run(client, work, json=json)
+        return
+    if work.rows is not None:
+        tasks = submit_rows(client, work)
+        for one in tasks.ids():
+            write_line(one)
+        return
+    if work.array is not None:
+        job = client.create_job(work.job_spec())
+        if not quiet:
+            warn(job.warnings)
+        write_line(pretty_json(job.info) if json else job.id)
+        return
+    answer = submit_one(client, work)
+    if not quiet:
+        warn(answer.warnings)
+        if answer.attached:
+            say(f"geres: {answer.task.id} has that id already; it is left as it is")
+    write_line(pretty_json(answer.task) if json else answer.task.id)
+
+
+def submit_one(client: Any, work: Work) -> Any:
+    """Store the task; the server's answer."""
+    return client.send_task(SubmitTask(task=work.spec, job=work.job, after=work.after))
+
+
+def submit_rows(client: Any, work: Work) -> Any:
+    """Store the tasks of --from, in a job of their own if none was named; a lazy sequence of handles."""
+    if work.after:
+        raise Invalid("after: does not go together with --from", field="after")
+    job = work.job
+    if job is None:
+        made = client.create_job()
+        job = made.id
+    return client.send_rows(work.rows, work.spec, job)
+
+
+def show_dry_run(client: Any, work: Work, *, json: bool) -> None:
+    """Print what would be stored and where it would go."""
+    spec = work.spec if work.rows is None else merged(work)
+    answer: DryRun = client.send_dry_run(SubmitTask(task=spec, job=work.job, after=work.after))
+    if json:
+        write_line(pretty_json(answer))
+        return
+    write_line(pretty_json(answer.spec))
+    count = "" if work.rows is None else f" (the first of {len(work.rows)})"
+    say(f"geres: would go to job {answer.job}{count}: {answer.placement}")
+    for rule in answer.rules:
+        say(f"geres: rule: {rule}")
+    warn(answer.warnings)
+
+
+def merged(work: Work) -> Any:
+    """The specification of the first of many rows."""
+    from geres.model.specs import merge_row  # only a dry run of many needs it
+
+    assert work.rows
+    return merge_row(work.spec, work.rows[0])

@@ -1,0 +1,172 @@
+"""The commands with where they live and what they do, and the words of other systems that people type."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    place: str  #: module:attribute below geres.cli
+    section: str
+    help: str
+
+
+_WORK, _LOOK, _CHANGE, _CLUSTER, _PARTS = "Work", "Look", "Change", "Cluster", "Parts and help"
+SECTIONS = (_WORK, _LOOK, _CHANGE, _CLUSTER, _PARTS)
+
+COMMANDS: dict[str, dict[str, Entry]] = {
+    "": {
+        "run": Entry("run:run", _WORK, "Run a command and wait: its output, its exit status."),
+        "submit": Entry("submit:submit", _WORK, "Queue a command and print its id."),
+        "wait": Entry("wait:wait", _WORK, "Wait for tasks or jobs to end."),
+        "attach": Entry("attach:attach", _WORK, "Follow a running task as if by `run`."),
+        "logs": Entry("logs:logs", _WORK, "Print what tasks wrote."),
+        "result": Entry("logs:result", _WORK, "Print the value that a task left."),
+        "why": Entry("why:why", _LOOK, "Why a task or job is in its state."),
+        "tasks": Entry("tasks:tasks", _LOOK, "List tasks."),
+        "jobs": Entry("jobs:jobs", _LOOK, "List jobs."),
+        "nodes": Entry("nodes:nodes", _LOOK, "List nodes."),
+        "history": Entry("tasks:history", _LOOK, "List ended tasks, the latest first."),
+        "dead-letter": Entry("tasks:dead_letter", _LOOK, "List failed tasks whose retries are used up."),
+        "summary": Entry("nodes:summary", _LOOK, "Count tasks, jobs and nodes by state."),
+        "top": Entry("top:top", _LOOK, "Watch the cluster."),
+        "task": Entry("tasks:task", _LOOK, "Show one task, or list them."),
+        "job": Entry("jobs:job", _LOOK, "Make, show and change jobs."),
+        "node": Entry("nodes:node", _LOOK, "Show one node, or list them."),
+        "cancel": Entry("act:cancel", _CHANGE, "End tasks or jobs, or send a signal."),
+        "hold": Entry("act:hold", _CHANGE, "Keep queued tasks from starting."),
+        "release": Entry("act:release", _CHANGE, "Let held tasks go on."),
+        "edit": Entry("act:edit", _CHANGE, "Change what waiting tasks ask for."),
+        "rerun": Entry("act:rerun", _CHANGE, "Run ended tasks again."),
+        "up": Entry("up:up", _CLUSTER, "Start a cluster on this machine."),
+        "down": Entry("up:down", _CLUSTER, "Stop it."),
+        "status": Entry("status:status", _CLUSTER, "Tell whether it runs, and where."),
+        "demo": Entry("demo_command:demo", _CLUSTER, "Watch real work run, be measured and be checked."),
+        "doctor": Entry("status:doctor", _CLUSTER, "Look for what is wrong."),
+        "config": Entry("settings:config", _CLUSTER, "Show the settings and where they come from."),
+        "server": Entry("parts:server", _PARTS, "Run one server."),
+        "agent": Entry("parts:agent", _PARTS, "Run one agent: this machine becomes a node."),
+        "completion": Entry("help:completion", _PARTS, "Print the completion script of a shell."),
+        "help": Entry("help:help_", _PARTS, "Help on a command or a topic."),
+        "version": Entry("help:version", _PARTS, "Print the version."),
+    },
+    "task": {
+        "show": Entry("tasks:task_show", _LOOK, "All about one task."),
+        "list": Entry("tasks:tasks", _LOOK, "List tasks."),
+    },
+    "job": {
+        "create": Entry("jobs:job_create", _CHANGE, "Make a job and print its id."),
+        "show": Entry("jobs:job_show", _LOOK, "All about one job."),
+        "list": Entry("jobs:jobs", _LOOK, "List jobs."),
+        "close": Entry("jobs:job_close", _CHANGE, "Take no more tasks; what is queued still runs."),
+        "cancel": Entry("jobs:job_cancel", _CHANGE, "End all its tasks, and the job."),
+        "disable": Entry("jobs:job_disable", _CHANGE, "Start no more of its tasks."),
+        "enable": Entry("jobs:job_enable", _CHANGE, "Start its tasks again."),
+        "edit": Entry("jobs:job_edit", _CHANGE, "Change its priority, cap or metadata."),
+    },
+    "node": {
+        "show": Entry("nodes:node_show", _LOOK, "All about one node."),
+        "list": Entry("nodes:nodes", _LOOK, "List nodes."),
+    },
+    "config": {
+        "show": Entry("settings:config_show", _LOOK, "The settings, with --origin where each comes from."),
+    },
+}
+
+#: What people type who come from elsewhere, and ours.
+MEANT = {
+    "sbatch": "geres submit",
+    "srun": "geres run",
+    "salloc": "geres run",
+    "squeue": "geres tasks",
+    "scancel": "geres cancel",
+    "sacct": "geres history",
+    "sinfo": "geres nodes",
+    "scontrol": "geres task show",
+    "sstat": "geres task show",
+    "seff": "geres task show",
+    "sattach": "geres attach",
+    "qsub": "geres submit",
+    "bsub": "geres submit",
+    "qstat": "geres tasks",
+    "bjobs": "geres tasks",
+    "qdel": "geres cancel",
+    "bkill": "geres cancel",
+    "qhold": "geres hold",
+    "qrls": "geres release",
+    "qalter": "geres edit",
+    "qacct": "geres history",
+    "qhost": "geres nodes",
+    "ps": "geres tasks",
+    "ls": "geres tasks",
+    "list": "geres tasks",
+    "queue": "geres tasks",
+    "kill": "geres cancel",
+    "rm": "geres cancel",
+    "delete": "geres cancel",
+    "stop": "geres down",
+    "start": "geres up",
+    "show": "geres task show",
+    "info": "geres task show",
+    "log": "geres logs",
+    "tail": "geres logs -F",
+    "output": "geres logs",
+    "retry": "geres rerun",
+    "requeue": "geres rerun",
+    "resubmit": "geres rerun",
+    "pause": "geres hold",
+    "resume": "geres release",
+    "exec": "geres run",
+    "add": "geres submit",
+    "queue-stats": "geres summary",
+    "stats": "geres summary",
+    "info-nodes": "geres nodes",
+    "workers": "geres nodes",
+    "hosts": "geres nodes",
+    "serve": "geres server",
+    "daemon": "geres up --detach",
+}
+
+#: Options of other systems, and ours.
+_OPTIONS_MEANT = {
+    "--mem": "-m / --memory",
+    "--mem-per-cpu": "-m / --memory",
+    "--ntasks": "-a / --array for many tasks, -c / --cpus for more cpus",
+    "--ntasks-per-node": "-c / --cpus",
+    "--cpus-per-task": "-c / --cpus",
+    "--cores": "-c / --cpus",
+    "--threads": "-c / --cpus",
+    "--partition": "-p / --pool",
+    "--queue": "-p / --pool",
+    "--time": "-t / --time-limit",
+    "--timeout": "-t / --time-limit",
+    "--walltime": "-t / --time-limit",
+    "--job-name": "--name",
+    "--output": "-o / --stdout",
+    "--error": "-e / --stderr",
+    "--dependency": "--after",
+    "--gres": "-G / --gpus, or -r NAME=N",
+    "--gpu": "-G / --gpus",
+    "--gpus-per-task": "-G / --gpus",
+    "--chdir": "--cwd",
+    "--workdir": "--cwd",
+    "--export": "--env",
+    "--wait": "`geres run`, or `geres wait ID`",
+    "--wrap": "--shell",
+    "--constraint": "--match",
+    "--nodelist-exclude": "--match 'node.name != \"NAME\"'",
+    "--exclude": "--match 'node.name != \"NAME\"'",
+    "--licenses": "-r / --resource NAME=N",
+    "--nice": "--priority",
+    "--requeue": "--retries",
+    "--begin": "--not-before",
+    "--comment": "--meta comment=TEXT",
+    "--follow": "-F / --follow",
+    "--lines": "-n",
+    "--states": "--state",
+}
+
+
+def option_hint(option: str) -> str | None:
+    """Our option for one of another system, in words; None where there is nothing to say."""
+    return _OPTIONS_MEANT.get(option)
