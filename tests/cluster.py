@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -213,7 +214,7 @@ class Cluster:
 
 def _part_of(process: psutil.Process) -> str | None:
     with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        words = " ".join(process.cmdline()[:6]).replace(".", " ").split()
-        if "geres" in words or any(word.endswith("/geres") for word in words):
+        words = re.split(r"[\s./]+", " ".join(process.cmdline()[:6]))
+        if "geres" in words:
             return next((part for part in reversed(PARTS) if part in words), None)
     return None
