@@ -37,7 +37,7 @@ def _gpus(row: dict[str, Any]) -> str:
     return f"{row['free'].get('gpus', 0)}/{total}" if total else ""
 
 
-_COLUMNS = [
+COLUMNS = [
     Column("name", "NAME"),
     Column("pool", "POOL"),
     Column("state", "STATE"),
@@ -57,7 +57,7 @@ _COLUMNS = [
 def nodes(app: App, style: Style) -> None:
     """List nodes with what they have and what is free."""
     found = app.client.nodes()
-    shown = print_list(style, found, _COLUMNS, key="name")
+    shown = print_list(style, found, COLUMNS, key="name")
     if style.table:
         say(f"{shown} of {len(found)} nodes" if shown else "no nodes; `geres agent` makes this machine one")
 

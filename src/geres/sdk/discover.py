@@ -22,6 +22,7 @@ class UpFile(msgspec.Struct, kw_only=True):
     pid: int
     host_id: str = ""
     started_at: str = ""
+    parts: dict[str, int] = {}  #: name to process number: server, agent
 
 
 class AddressFile(msgspec.Struct, kw_only=True):
@@ -80,14 +81,15 @@ def has_keeper(home: Path) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """True where a process of that number runs."""
+    """True where a process of that number runs; one that ended and was not reaped does not."""
     try:
         os.kill(pid, 0)
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except ProcessLookupError:
         return False
-    except PermissionError:
+    except OSError:  # of another account, or no /proc here
         return True
-    return True
+    return stat.rpartition(b")")[2].split()[0] != b"Z"
 
 
 def _of_home(home: Path, token: str | None) -> Address:

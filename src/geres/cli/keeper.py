@@ -1,0 +1,277 @@
+"""Keeps the parts of a `geres up` running: starts them, again where they died, and stops them in order."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+import msgspec
+
+from geres import config
+from geres.errors import GeresError, Unreachable
+from geres.sdk.discover import AddressFile, UpFile, read_address
+
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 30.0
+_HEALTHY_SECONDS = 60.0
+_START_SECONDS = 60.0
+_SERVER_STOP_SECONDS = 15.0
+_AGENT_STOP_SECONDS = 15.0  #: beyond the time that it gives its tasks
+_KILL_SECONDS = 5.0
+_LARGEST_LOG_BYTES = 64 << 20
+
+Say = Callable[[str], None]
+
+
+class Part:
+    """One child process and how often it was started."""
+
+    def __init__(self, name: str, words: list[str], home: Path) -> None:
+        self.name = name
+        self.process: subprocess.Popen[bytes] | None = None
+        self.log = home / "logs" / f"{name}.log"
+        self._words = [sys.executable, "-m", "geres", name, *words]
+        self._env = {**os.environ, "GERES_HOME": str(home)}
+        self._started = 0.0
+        self._log_start = 0
+        self._pause = _FIRST_PAUSE_SECONDS
+        self.due: float | None = None
+
+    def start(self) -> None:
+        """Start it in a group of its own: Ctrl-C is ours, and we stop parts in order."""
+        with _log_file(self.log) as log:
+            self._log_start = log.tell()
+            self.process = subprocess.Popen(
+                self._words,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                process_group=0,
+            )
+        self._started = time.monotonic()
+        self.due = None
+
+    def has_died(self) -> int | None:
+        """Its exit status if it ended by itself; then it is due again after a pause."""
+        if self.process is None or (status := self.process.poll()) is None:
+            return None
+        self.process = None
+        if time.monotonic() - self._started > _HEALTHY_SECONDS:
+            self._pause = _FIRST_PAUSE_SECONDS
+        self.due = time.monotonic() + self._pause
+        self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
+        return status
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid if self.process else 0
+
+    def signal(self, number: int) -> None:
+        if self.process is not None and self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
+    def last_words(self) -> str:
+        """The last line that it wrote since this start, as a reason for people."""
+        with self.log.open("rb") as log:
+            log.seek(self._log_start)
+            lines = log.read()[-65536:].decode("utf-8", "replace").strip().splitlines()
+        return _plain_line(lines[-1]) if lines else "it said nothing"
+
+
+class Keeper:
+    """Runs the parts until it is told to stop."""
+
+    def __init__(
+        self, home: Path, server: list[str], agent: list[str] | None, drain_seconds: float, say: Say
+    ) -> None:
+        """`server` and `agent` are the words of their command lines; no agent for None."""
+        self._home = home
+        self._server = Part("server", server, home)
+        self._agent_words = agent
+        self._parts = [self._server]
+        self._drain_seconds = drain_seconds
+        self._say = say
+        self._stops = 0
+        self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def run(self, ready: Callable[[AddressFile], None]) -> None:
+        """Start the parts, call `ready` once the server answers, and keep them until a signal comes.
+
+        Raises Unreachable where the server does not start; then nothing is left running.
+        """
+        with self._signals():
+            try:
+                self._server.start()
+                self._write()
+                address = self._wait_for_server()
+                if self._agent_words is not None and not self._stops:
+                    agent = Part("agent", [*self._agent_words, "--url", address.url], self._home)
+                    self._parts.append(agent)
+                    agent.start()
+                    self._write()
+                if not self._stops:
+                    ready(address)
+                self._keep()
+            finally:
+                self._stop()
+                for name in ("up.json", "address.json"):
+                    (self._home / name).unlink(missing_ok=True)
+
+    def _keep(self) -> None:
+        while not self._stops:
+            changed = False
+            for part in self._parts:
+                pid = part.pid
+                if (status := part.has_died()) is not None:
+                    self._say(f"the {part.name} (process {pid}) died: {_how(status)}; it is started again")
+                if part.due is not None and time.monotonic() >= part.due:
+                    part.start()
+                    self._say(f"the {part.name} is started again as process {part.pid}")
+                    changed = True
+            if changed:
+                self._write()
+            dues = [part.due - time.monotonic() for part in self._parts if part.due is not None]
+            self._sleep(max(0.0, min(dues)) if dues else None)
+
+    def _wait_for_server(self) -> AddressFile:
+        deadline = time.monotonic() + _START_SECONDS
+        address = AddressFile(url="", host_id="")
+        while not self._stops:
+            with contextlib.suppress(GeresError):
+                found = read_address(self._home)
+                if found is not None and found.pid == self._server.pid:
+                    return found
+            if self._server.has_died() is not None:
+                raise Unreachable(f"the server did not start: {self._server.last_words()}")
+            if time.monotonic() > deadline:
+                raise Unreachable(f"the server does not answer; {self._server.log} may say why")
+            self._sleep(0.02)
+        return address
+
+    def _stop(self) -> None:
+        """Agents first, so that ends still reach the store; the server last.  A second signal hurries."""
+        if self._stops:
+            self._say_running()
+        for part in reversed(self._parts):
+            seconds = _SERVER_STOP_SECONDS
+            if part.name == "agent":
+                seconds = self._drain_seconds + _AGENT_STOP_SECONDS
+            part.signal(signal.SIGTERM)
+            if not self._gone(part, seconds):
+                part.signal(signal.SIGTERM)
+                if not self._gone(part, _KILL_SECONDS, hurried=True):
+                    self._say(f"the {part.name} does not stop; it is killed")
+                    part.signal(signal.SIGKILL)
+                    assert part.process is not None
+                    part.process.wait()
+
+    def _gone(self, part: Part, seconds: float, *, hurried: bool = False) -> bool:
+        """Wait until the part has ended; give up after `seconds`, or when another signal comes."""
+        deadline = time.monotonic() + seconds
+        while part.process is not None and part.process.poll() is None:
+            left = deadline - time.monotonic()
+            if left <= 0 or (self._stops > 1 and not hurried):
+                return False
+            self._sleep(min(left, 0.5))
+        return True
+
+    def _say_running(self) -> None:
+        try:
+            from geres.sdk.client import Client  # only the way out asks anything
+
+            with Client(home=self._home, patience=0.5) as client:
+                page = next(client.task_pages(state="assigned,running,suspended", limit=6, count=True))
+        except (GeresError, StopIteration):
+            return
+        if not page.items:
+            self._say("stopping")
+            return
+        named = ", ".join(
+            f"{one.id} {one.name or _program(one.command, one.shell)}" for one in page.items[:5]
+        )
+        total = page.matched or len(page.items)
+        more = f" and {total - 5} more" if total > 5 else ""
+        self._say(
+            f"stopping; {total} running: {named}{more}; they get {self._drain_seconds:g} s "
+            "(once more: stop now)"
+        )
+
+    def _write(self) -> None:
+        up = UpFile(
+            pid=os.getpid(),
+            host_id=config.host_id(),
+            started_at=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            parts={part.name: part.pid for part in self._parts if part.pid},
+        )
+        temporary = self._home / "up.json.new"
+        temporary.write_bytes(msgspec.json.encode(up))
+        temporary.replace(self._home / "up.json")
+
+    def _sleep(self, seconds: float | None) -> None:
+        """Until a signal comes, a child's end among them, at most `seconds`."""
+        select.select([self._wake_read], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            self._stops += 1
+
+        before = {
+            number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        }
+        before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        old = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(old)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"exit {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
+
+
+def _program(command: list[str] | None, shell: str | None) -> str:
+    return (command[0].rpartition("/")[2] if command else shell or "")[:40]
+
+
+def _log_file(path: Path) -> IO[bytes]:
+    """The log, to append to; one that has grown large is put aside first."""
+    path.parent.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_size > _LARGEST_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+    log = path.open("ab")
+    log.seek(0, os.SEEK_END)
+    return log
+
+
+def _plain_line(line: str) -> str:
+    """The sentence in a line of a log."""
+    with contextlib.suppress(msgspec.DecodeError):
+        entry = msgspec.json.decode(line)
+        if isinstance(entry, dict):
+            return str(entry.get("event") or entry.get("message") or line)
+    return line.removeprefix("geres: ")

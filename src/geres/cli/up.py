@@ -1,0 +1,298 @@
+"""`geres up` and `geres down`: a cluster on this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+import click
+
+from geres import __version__, config
+from geres.cli import home as homes
+from geres.cli.keeper import Keeper
+from geres.cli.output import say, write_line
+from geres.errors import Conflict, GeresError, Invalid, NotFound, Unreachable
+from geres.model.units import parse_cpus, parse_size, show_size
+from geres.sdk.discover import AddressFile, is_alive, read_address
+
+_PORTS = 200
+_DETACH_SECONDS = 90.0
+_DOWN_SECONDS = 120.0
+
+
+@click.command()
+@click.option("-d", "--detach", is_flag=True, help="Go to the background; survives the log-out.")
+@click.option("-c", "--cpus", metavar="N", help="Declare so many cpus instead of the machine's.")
+@click.option("-m", "--memory", metavar="SIZE", help="Declare so much memory.")
+@click.option("-G", "--gpus", metavar="N", type=int, help="Declare so many gpus.")
+@click.option("-r", "--resource", "resources", multiple=True, metavar="NAME=N", help="Named resource.")
+@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="Label of the node.")
+@click.option("--slots", metavar="N", type=int, help="Most tasks at once.")
+@click.option("-p", "--pool", metavar="NAME", help="Pool of the node.")
+@click.option("--name", metavar="NAME", help="Name of the node.")
+@click.option("--host", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]")
+@click.option("--port", metavar="N", type=click.IntRange(0, 65535), help="Port.  [4470 or the next free]")
+@click.option("--store", metavar="URL", help="sqlite:PATH or postgresql://...  [geres.db in the home]")
+@click.option("--insecure", is_flag=True, default=None, help="Let other machines in without TLS.")
+@click.option("--no-agent", is_flag=True, help="A server only: no node here.")
+def up(
+    detach: bool,
+    resources: tuple[str, ...],
+    labels: tuple[str, ...],
+    no_agent: bool,
+    **flags: Any,
+) -> None:
+    """Start a cluster on this machine: a server, and an agent that makes it a node.
+
+    Without --detach it stays; Ctrl-C names the running tasks, lets them end for a while, and stops.
+    """
+    home = config.home()
+    settings = _settings(flags, resources, labels)
+    homes.prepare(home)
+    homes.check_host(home)
+    lock = homes.lock(home)
+    if left := homes.orphans(home):
+        named = ", ".join(f"{name} {pid}" for name, pid in left)
+        raise Conflict(f"parts of an earlier geres still run in {home} ({named}); `geres down` stops them")
+    store = settings.server.store
+    homes.check_database(
+        Path(store.removeprefix("sqlite:")) if store.startswith("sqlite:") else home / "geres.db"
+    )
+    port = choose_port(settings.server.host, settings.server.port, asked="server.port" in settings.origins)
+    server = ["--home", str(home), "--host", settings.server.host, "--port", str(port)]
+    if store:
+        server += ["--store", store]
+    if settings.server.insecure:
+        server += ["--insecure"]
+    agent = None if no_agent else ["--home", str(home), *_agent_words(flags, resources, labels)]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        say("geres: you are root: tasks run as root, for everyone who can read the token in the home")
+    drain = settings.agent.drain_seconds
+    if detach:
+        _detach(home, lock, lambda told: _keep(home, server, agent, drain, _log_line, told))
+        return
+    _keep(home, server, agent, drain, _say_and_log(home), lambda address: _tell(home, address, stays=True))
+
+
+@click.command()
+@click.option("--purge", is_flag=True, help="Also remove all that the home holds of geres.")
+@click.option("--yes", is_flag=True, help="Do not ask before removing.")
+@click.option("--now", is_flag=True, help="Do not let running tasks end.")
+def down(purge: bool, yes: bool, now: bool) -> None:
+    """Stop the cluster of this machine; what it stored stays, and `geres up` goes on with it."""
+    home = config.home()
+    stopped = _stop(home, now=now)
+    if not purge:
+        if not stopped:
+            raise NotFound(f"no geres runs in {home}")
+        say("geres is down")
+        return
+    found = list(homes.ours(home))
+    if not found:
+        say(f"{home} holds nothing of geres")
+        return
+    say(f"this removes, for ever, from {home}:")
+    for path in found:
+        say(f"  {path.name}{'/' if path.is_dir() else ''}  {show_size(homes.size_of(path))}")
+    if not yes and not click.confirm("Remove them?", err=True):
+        say("nothing was removed")
+        raise click.exceptions.Exit(1)
+    left = homes.remove(home)
+    if left:
+        say(
+            f"removed; {home} stays, for it holds what is not ours: "
+            + " ".join(path.name for path in left[:5])
+        )
+
+
+def choose_port(host: str, port: int, *, asked: bool) -> int:
+    """The port to take: the asked one, else the first free one from it on.  Raises Conflict."""
+    if port == 0:
+        return 0
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for candidate in range(port, port + (1 if asked else _PORTS)):
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+            except OSError as error:
+                if isinstance(error, socket.gaierror) or error.strerror == "Cannot assign requested address":
+                    raise Invalid(f"host: {host} is no address of this machine", field="host") from None
+                if isinstance(error, PermissionError):
+                    raise Invalid(
+                        f"port: {candidate} is not for you; take one above 1023", field="port"
+                    ) from None
+                continue
+            return candidate
+    if asked:
+        raise Conflict(f"port {port} on {host} is taken; choose another --port, or leave it out", port=port)
+    raise Conflict(f"the ports {port} to {port + _PORTS - 1} on {host} are all taken; choose a --port")
+
+
+def _settings(flags: dict[str, Any], resources: tuple[str, ...], labels: tuple[str, ...]) -> config.Config:
+    if flags["cpus"] is not None and parse_cpus(flags["cpus"]) <= 0:
+        raise Invalid("cpus: a node needs more than 0", field="cpus")
+    if flags["memory"] is not None and parse_size(flags["memory"]) <= 0:
+        raise Invalid("memory: a node needs more than 0", field="memory")
+    given = {
+        "server.host": flags["host"],
+        "server.port": flags["port"],
+        "server.store": flags["store"],
+        "server.insecure": flags["insecure"],
+        "agent.cpus": flags["cpus"],
+        "agent.memory_bytes": flags["memory"],
+        "agent.gpus": flags["gpus"],
+        "agent.slots": flags["slots"],
+        "agent.resources": ",".join(resources) or None,
+        "agent.labels": ",".join(labels) or None,
+    }
+    return config.load(given).checked()
+
+
+def _agent_words(flags: dict[str, Any], resources: tuple[str, ...], labels: tuple[str, ...]) -> list[str]:
+    words: list[str] = []
+    for name in ("cpus", "memory", "gpus", "slots", "pool", "name"):
+        if flags[name] is not None:
+            words += [f"--{name}", str(flags[name])]
+    for resource in resources:
+        words += ["-r", resource]
+    for label in labels:
+        words += ["--label", label]
+    return words
+
+
+def _keep(
+    home: Path,
+    server: list[str],
+    agent: list[str] | None,
+    drain_seconds: float,
+    tell: Callable[[str], None],
+    ready: Callable[[AddressFile], None],
+) -> None:
+    Keeper(home, server, agent, drain_seconds, tell).run(ready)
+    tell("stopped")
+
+
+def _tell(home: Path, address: AddressFile, *, stays: bool) -> None:
+    write_line(f"geres {__version__} is up at {address.url}")
+    say(
+        f"home {home}; "
+        + ("Ctrl-C stops it" if stays else "`geres down` stops it")
+        + "; try `geres run hostname`"
+    )
+    sys.stdout.flush()
+
+
+def _log_line(text: str) -> None:
+    print(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} {text}", file=sys.stderr, flush=True)
+
+
+def _say_and_log(home: Path) -> Callable[[str], None]:
+    def tell(text: str) -> None:
+        say(f"geres: {text}")
+        with open(home / "logs" / "up.log", "a") as log:
+            log.write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} {text}\n")
+
+    (home / "logs").mkdir(mode=0o700, exist_ok=True)
+    return tell
+
+
+def _detach(home: Path, lock: IO[str], keep: Callable[[Callable[[AddressFile], None]], None]) -> None:
+    """Run `keep` in a process that outlives the terminal; return when its server answers.
+
+    The lock goes with it: it is held as long as the keeper lives.
+    """
+    read, write = os.pipe()
+    if os.fork() == 0:
+        os.close(read)
+        os.setsid()
+        if os.fork() != 0:
+            os._exit(0)
+        _background(home, write, keep)
+    os.wait()
+    os.close(write)
+    with open(read) as answers:
+        answer = answers.read()
+    lock.close()
+    if answer != "ready":
+        raise Unreachable(answer or f"geres up ended; {home / 'logs' / 'up.log'} may say why")
+    address = read_address(home)
+    assert address is not None
+    _tell(home, address, stays=False)
+
+
+def _background(home: Path, write: int, keep: Callable[[Callable[[AddressFile], None]], None]) -> NoReturn:
+    (home / "logs").mkdir(mode=0o700, exist_ok=True)
+    log = os.open(home / "logs" / "up.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    null = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((null, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    os.chdir("/")
+    answered = False
+
+    def ready(address: AddressFile) -> None:
+        nonlocal answered
+        answered = True
+        os.write(write, b"ready")
+        os.close(write)
+        _log_line(f"up at {address.url}")
+
+    status = 0
+    try:
+        keep(ready)
+    except GeresError as error:
+        status = error.exit_status
+        _log_line(f"{error.code}: {error}")
+        if not answered:
+            os.write(write, str(error).encode())
+    except BaseException:
+        import traceback  # a fault of ours
+
+        status = 1
+        traceback.print_exc()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _stop(home: Path, *, now: bool) -> bool:
+    """Stop the keeper and its parts, or parts without one.  False where nothing ran."""
+    up = homes.read_up(home)
+    if homes.is_locked(home) and up is not None:
+        keeper = [("up", up.pid)]
+    else:
+        keeper = homes.orphans(home)
+        if not keeper:
+            return False
+    for _, pid in keeper:
+        _kill(pid, signal.SIGTERM)
+        if now:
+            _kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + _DOWN_SECONDS
+    try:
+        while any(is_alive(pid) for _, pid in keeper) or homes.is_locked(home):
+            if time.monotonic() > deadline:
+                raise Unreachable(
+                    f"process {keeper[0][1]} does not stop; its log is {home / 'logs' / 'up.log'}"
+                )
+            time.sleep(0.02)
+    except KeyboardInterrupt:
+        for _, pid in keeper:
+            _kill(pid, signal.SIGTERM)
+        raise
+    for name in ("up.json", "address.json"):
+        (home / name).unlink(missing_ok=True)
+    return True
+
+
+def _kill(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
