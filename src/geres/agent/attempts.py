@@ -21,10 +21,10 @@ class Spec:
         "argv",
         "cwd",
         "direct",
-        "disk_watch",
         "env",
         "grace_seconds",
         "keep_output",
+        "memo",
         "memory_bytes",
         "merge",
         "output_limit_bytes",
@@ -54,7 +54,8 @@ class Spec:
         self.output_limit_bytes: int = fields.get("output_limit_bytes", 64 << 20)
         self.time_limit_seconds: float | None = fields.get("time_limit_seconds")
         self.grace_seconds: float = fields.get("grace_seconds", 20.0)
-        self.disk_watch: bool = fields.get("disk_watch", False)
+        #: given back with the end of an attempt that left a folder; not looked at here
+        self.memo: object = fields.get("memo")
 
 
 class Attempt:
@@ -114,6 +115,12 @@ class Attempt:
         self.state = WAITING
         self.has_room = False
         self.pid = 0
+        self.started = 0.0
+        self.started_us = 0
+        self.ended_us = 0
+        self.status = 0
+        self.rusage: object = None
+        self.linger_until = 0.0
         self.verdict: tuple[str, str, str] | None = None  # (outcome, reason, message) when we end it
         self.silent = False  # no report wanted
         self.watched = False  # somebody outside reads its output files
@@ -131,9 +138,13 @@ class Attempt:
         self.err: File | None = None
 
 
-#: How an attempt ended: (task, attempt, kind, code, outcome, reason, message, started_us, ended_us, usage, stdout,
-#: stderr, folder).  `code` is the exit code or the number of the signal.  `outcome`, `reason` and `message` are None
-#: unless the supervisor decided.  `usage` is (user_seconds, system_seconds, max_rss_bytes or None, minor_faults,
-#: major_faults, blocks_in, blocks_out, voluntary_switches, involuntary_switches) or None.  `stdout` and `stderr` are
-#: (bytes written, the last of them, path of the whole or None), or None where they are not kept.
-End = tuple  # type: ignore[type-arg]
+#: (user_seconds, system_seconds, max_rss_bytes or None, minor_faults, major_faults, blocks_in, blocks_out,
+#: voluntary_switches, involuntary_switches)
+Usage = tuple[float, float, int | None, int, int, int, int, int, int]
+
+#: How an attempt ended: (task, attempt, kind, code, outcome, reason, message, started_us, ended_us, usage,
+#: stdout, stderr, folder, memo).  `code` is the exit code or the number of the signal.  `outcome`, `reason`
+#: and `message` are None unless the supervisor decided.  `stdout` and `stderr` are (bytes written, the last
+#: of them, path of the whole or None), or None where they are not kept.  `memo` is that of the specification
+#: where there is a folder.
+End = tuple[object, ...]

@@ -1,4 +1,4 @@
-"""The files that tasks write their output to: without a name while they are small, used again where that is safe."""
+"""The files that tasks write to: without a name while they are small, used again where that is safe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC
 
 
 class File:
-    """An open output file.  `name` is set where the file system knows no anonymous files, or for a user's path."""
+    """An open output file.  It has a name where the user gave it one, or there are no anonymous files."""
 
     __slots__ = ("begin", "fd", "name", "own")
 

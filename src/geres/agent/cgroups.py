@@ -6,7 +6,7 @@ import os
 
 
 class MemoryGroups:
-    """Makes one group per attempt that asks for a limit.  `available` is False where limits need another way."""
+    """Makes one group per attempt that asks for a limit; `available` is False where none can be made."""
 
     def __init__(self) -> None:
         self._root = ""

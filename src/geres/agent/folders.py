@@ -1,4 +1,4 @@
-"""The private folders of attempts: empty ones are used again, and one gets its task's name only to be kept."""
+"""The private folders of attempts: empty ones are used again; one gets its task's name only to be kept."""
 
 from __future__ import annotations
 

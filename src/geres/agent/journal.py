@@ -60,7 +60,7 @@ def read(path: str) -> Known:
 
 
 class Journal:
-    """Collects records and appends them in one write; rewritten when it has grown to several times its content."""
+    """Collects records and appends them in one write; to be rewritten when several times its content."""
 
     def __init__(self, path: str, boot_id: str) -> None:
         self._path = path

@@ -6,6 +6,8 @@ import errno
 import os
 import time
 
+from geres.agent.attempts import Usage
+
 SIGPIPE, SIGXFSZ = 13, 25
 _LOOKUP_SECONDS = 1.0
 
@@ -23,7 +25,8 @@ if [ -n "$5" ]; then
   exec >>"$5"
 fi
 if [ -n "$6" ]; then
-  if [ -n "$7" ] || [ "$5" = "$6" ]; then { true >>"$6"; } 2>/dev/null; else { true >"$6"; } 2>/dev/null; fi || fail stderr
+  if [ -n "$7" ] || [ "$5" = "$6" ]; then { true >>"$6"; } 2>/dev/null
+  else { true >"$6"; } 2>/dev/null; fi || fail stderr
   exec 2>>"$6"
 fi
 [ -z "$8" ] || exec 2>&1
@@ -87,7 +90,9 @@ def show(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-def spawn(program: bytes, argv: list[bytes], env: dict[bytes, bytes], descriptors: list[tuple[int, int]]) -> int:
+def spawn(
+    program: bytes, argv: list[bytes], env: dict[bytes, bytes], descriptors: list[tuple[int, int]]
+) -> int:
     """The pid of a new process, leader of its own session and group, with `descriptors` (ours, its) in place.
 
     Raises Unstartable.
@@ -128,7 +133,9 @@ def _explain(program: bytes, error: OSError) -> Unstartable:
         return Unstartable("not_found", f"no program {name}", NOT_FOUND)
     if error.errno == errno.E2BIG:
         return Unstartable(
-            "not_executable", "the command and its environment are longer than this system allows", NOT_EXECUTABLE
+            "not_executable",
+            "the command and its environment are longer than this system allows",
+            NOT_EXECUTABLE,
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ETXTBSY, errno.EISDIR, errno.EINVAL):
         what = "is a folder" if os.path.isdir(program) else "is not executable"
@@ -136,7 +143,9 @@ def _explain(program: bytes, error: OSError) -> Unstartable:
     return Unstartable("internal", f"{name} could not be started: {error.strerror}", 125)
 
 
-def explain_note(note: str, argv: list[bytes], cwd: bytes | None, out: bytes | None, err: bytes | None) -> Unstartable:
+def explain_note(
+    note: str, argv: list[bytes], cwd: bytes | None, out: bytes | None, err: bytes | None
+) -> Unstartable:
     """What the launcher's one word means."""
     if note == "cwd":
         return no_cwd(cwd or b"", "it cannot be entered")
@@ -156,11 +165,15 @@ def no_cwd(cwd: bytes, why: str) -> Unstartable:
 def bad_path(stream: str, path: bytes, why: str = "") -> Unstartable:
     folder = os.path.dirname(path)
     if not why:
-        why = f"does the folder {show(folder)} exist, and may it be written?" if folder else "may it be written?"
+        why = (
+            f"does the folder {show(folder)} exist, and may it be written?"
+            if folder
+            else "may it be written?"
+        )
     return Unstartable("staging", f"the file {show(path)} for {stream} cannot be opened: {why}", 125)
 
 
-def usage_of(rusage: object, own_max_rss_kb: int) -> tuple:  # type: ignore[type-arg]
+def usage_of(rusage: object, own_max_rss_kb: int) -> Usage:
     """The usage of an end, of what wait4 returned."""
     r: tuple = rusage  # type: ignore[type-arg,assignment]
     max_rss_kb = r[2]

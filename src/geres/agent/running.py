@@ -20,6 +20,7 @@ from geres.agent.attempts import (
     End,
     Key,
     Spec,
+    Usage,
 )
 from geres.agent.capture import INLINE_BYTES, File
 from geres.agent.family import Children, kill, owner_by_environment, stat_of
@@ -30,6 +31,7 @@ from geres.agent.starting import Starter
 _GIVE_BACK_SECONDS = 1.0
 _LINGER_SECONDS = 2.0  #: how long an end waits for killed processes of its task to be gone
 _MOST_STARTS = 8  #: at a time, before children are looked after again
+_NO_MEMORY = (b"memoryerror", b"cannot allocate memory", b"bad_alloc", b"out of memory", b"memory exhausted")
 _HELD_BYTES = 4 << 20  #: outputs of ends that nobody has acknowledged; beyond it they stay on disk
 
 
@@ -202,8 +204,10 @@ class Running:
                 self._end(attempt, alone)
 
     def tick(self, now: float) -> list[tuple[int, int, int, int]]:
-        """What is due about once a second.  Returns (task, attempt, bytes of stdout, bytes of stderr) of those
-        that have written more than is kept."""
+        """What is due about once a second.
+
+        Returns (task, attempt, bytes of stdout, bytes of stderr) of those that wrote more than is kept.
+        """
         self._own_rss_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._groups_left = [folder for folder in self._groups_left if not self.starter.groups.remove(folder)]
         self._give_back_late(now)
@@ -227,7 +231,9 @@ class Running:
                 kill(attempt.pid, group=True)
             else:
                 limit = attempt.spec.time_limit_seconds
-                self.stop(attempt.key, ("failed", "timeout", f"ran longer than its limit of {limit:g} s"), None, now)
+                self.stop(
+                    attempt.key, ("failed", "timeout", f"ran longer than its limit of {limit:g} s"), None, now
+                )
 
     def compact_journal(self) -> None:
         started = [(*a.key, a.pid, a.started_us) for a in self.attempts.values() if a.state is not WAITING]
@@ -321,11 +327,19 @@ class Running:
         if attempt.group is not None:
             if attempt.verdict is None and code != 0 and groups.was_over(attempt.group):
                 limit = attempt.spec.memory_bytes
-                attempt.verdict = ("failed", "out_of_memory", f"used more than its {limit} bytes of memory")
+                attempt.verdict = (
+                    "failed",
+                    "out_of_memory",
+                    f"used more than its limit of {limit >> 10} KiB",
+                )
             peak = groups.peak_bytes(attempt.group)
             usage = (*usage[:2], peak or usage[2], *usage[3:])
             if not groups.remove(attempt.group):
                 self._groups_left.append(attempt.group)
+        elif attempt.spec.memory_bytes and code != 0 and self._says_no_memory(attempt):
+            limit = attempt.spec.memory_bytes
+            message = f"was refused memory beyond its limit of {limit >> 10} KiB"
+            attempt.verdict = attempt.verdict or ("failed", "out_of_memory", message)
         failure = self._read_notes(attempt, alone)
         if failure is not None and attempt.verdict is None:
             attempt.verdict = ("failed", failure.reason, failure.message)
@@ -334,6 +348,15 @@ class Running:
             self._finish(attempt, SIGNALLED, -code, usage, alone)
         else:
             self._finish(attempt, EXITED, code, usage, alone)
+
+    def _says_no_memory(self, attempt: Attempt) -> bool:
+        """With a limit of the address space alone, a program is refused memory and ends by itself: we go by
+        what it wrote."""
+        if attempt.err is None:
+            return False
+        captures = self.starter.captures
+        tail = captures.tail(attempt.err, captures.size(attempt.err)).lower()
+        return any(words in tail for words in _NO_MEMORY)
 
     def _read_notes(self, attempt: Attempt, alone: bool) -> Unstartable | None:
         """What kept the launcher from running the command; None where it did run."""
@@ -348,7 +371,9 @@ class Running:
             return None
         return explain_note(note, attempt.argv, attempt.spec.cwd, attempt.stdout, attempt.stderr)
 
-    def _finish(self, attempt: Attempt, kind: str, code: int, usage: tuple | None, alone: bool = True) -> None:  # type: ignore[type-arg]
+    def _finish(
+        self, attempt: Attempt, kind: str, code: int, usage: Usage | None, alone: bool = True
+    ) -> None:
         """The attempt is over: its room goes on, its end is kept until it is acknowledged."""
         del self.attempts[attempt.key]
         attempt.state = ENDING
@@ -360,6 +385,8 @@ class Running:
         if attempt.silent:
             self.journal.forgotten.append(attempt.key)
             self.new_started.pop(attempt.key, None)
+            if attempt.has_room:
+                self._pass_room(attempt)
             return
         outcome, reason, message = attempt.verdict or (None, None, None)
         end = (
@@ -375,6 +402,7 @@ class Running:
             stdout,
             stderr,
             folder,
+            attempt.spec.memo if folder is not None else None,
         )
         self.ended[attempt.key] = end
         self._held_bytes += _held(end)

@@ -29,7 +29,9 @@ class Starter:
             self._give(attempt)
         except OSError as error:
             reason = "disk_full" if error.errno in _NO_SPACE else "internal"
-            raise Unstartable(reason, f"the node could not make the task's folder: {error.strerror}", 125) from None
+            raise Unstartable(
+                reason, f"the node could not make the task's folder: {error.strerror}", 125
+            ) from None
         spec = attempt.spec
         env = self._environment(attempt)
         try:
@@ -124,7 +126,7 @@ class Starter:
         if not limit:
             return b"", b""
         if self.groups.available:
-            attempt.group = self.groups.make("%d.%d" % attempt.key, limit)
+            attempt.group = self.groups.make(".".join(map(str, attempt.key)), limit)
         if attempt.group is not None:
             return os.fsencode(attempt.group + "/cgroup.procs"), b""
         return b"", b"%d" % max(limit >> 10, 1)
@@ -136,7 +138,7 @@ class Starter:
         try:
             os.chdir(cwd)
         except OSError as error:
-            raise no_cwd(cwd, error.strerror) from None
+            raise no_cwd(cwd, os.strerror(error.errno or 0)) from None
 
     def _descriptors(self, attempt: Attempt) -> list[tuple[int, int]]:
         """What goes where; with a direct specification the paths that the user named are opened here."""
@@ -167,7 +169,7 @@ class Starter:
             return self.captures.open_path(path, attempt.spec.append, attempt.spec.umask)
         except OSError as error:
             folder = os.path.dirname(os.path.abspath(path))
-            why = "" if not os.path.isdir(folder) else error.strerror
+            why = "" if not os.path.isdir(folder) else os.strerror(error.errno or 0)
             raise bad_path(stream, path, why) from None
 
 

@@ -1,7 +1,7 @@
 """The supervisor: the parent of every task process.  It does nothing else, and survives the agent.
 
-Run as a file with `python -I -S`, it imports little, so that it stays small and starts fast.  One agent at a time
-gives orders over a Unix socket; frames and their fields are listed in `Supervisor._obey` and `_report`.
+Run as a file with `python -I -S`, it imports little, so that it stays small and starts fast.  One agent at a
+time gives orders over a Unix socket; frames and their fields are listed in `Supervisor._obey` and `_report`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import socket
 import time
 
-from geres.agent.attempts import LOST, RUNNING, WAITING, Key, Spec
+from geres.agent.attempts import LOST, WAITING, Key, Spec
 from geres.agent.capture import Captures
 from geres.agent.cgroups import MemoryGroups
 from geres.agent.family import kill_leftovers
@@ -79,8 +79,8 @@ class Supervisor:
         ended = dict(known.ended)
         for (task, attempt), start in known.started.items():
             started_us = start[1] if start is not None else None
-            end = (task, attempt, LOST, 0, "failed", reason, message, started_us, now_us(), None, None, None, None)
-            ended[task, attempt] = end
+            what = ("failed", reason, message, started_us, now_us())
+            ended[task, attempt] = (task, attempt, LOST, 0, *what, None, None, None, None, None)
         self._recovered = ended
         folders.clear()
         return folders, Journal(path, self._boot_id)
@@ -312,7 +312,9 @@ class Supervisor:
             "pid": os.getpid(),
             "boot_id": self._boot_id,
             "waiting": [a.key for a in attempts if a.state is WAITING],
-            "running": [(*a.key, a.pid, a.started_us, a.stdin_written) for a in attempts if a.state is not WAITING],
+            "running": [
+                (*a.key, a.pid, a.started_us, a.stdin_written) for a in attempts if a.state is not WAITING
+            ],
             "ended": list(running.ended.values()),
         }
 
@@ -376,22 +378,26 @@ class Supervisor:
     # -- output files and stdin
 
     def _lend(self, caller: socket.socket, key: Key) -> None:
-        """Answer with the attempt's output files themselves: (stdin bytes written, streams), streams like "oe"."""
+        """Answer with (state or None, stdin bytes written, streams, folder) and the attempt's output files.
+
+        `streams` says which files: "oe", "o" or "e".
+        """
         attempt = self._running.attempts.get(key)
-        files = []
-        streams = ""
-        written = -1
-        if attempt is not None and attempt.state is not WAITING:
-            attempt.watched = True
-            written = attempt.stdin_written
-            for name, file in (("o", attempt.out), ("e", attempt.err)):
-                if file is not None and (name == "o" or attempt.err is not attempt.out):
-                    files.append(file.fd)
-                    streams += name
-        answer = pack((written, streams, attempt is not None))
+        files: list[int] = []
+        answer: tuple = (None, 0, "", None)  # type: ignore[type-arg]
+        if attempt is not None:
+            streams = ""
+            if attempt.state is not WAITING:
+                attempt.watched = True
+                for name, file in (("o", attempt.out), ("e", attempt.err)):
+                    if file is not None and (name == "o" or attempt.err is not attempt.out):
+                        files.append(file.fd)
+                        streams += name
+            folder = attempt.slot.path if attempt.slot is not None else None
+            answer = (attempt.state, attempt.stdin_written, streams, folder)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
         try:
-            caller.sendmsg([answer], rights)
+            caller.sendmsg([pack(answer)], rights)
         except OSError:
             pass
 
