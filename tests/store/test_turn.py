@@ -44,7 +44,8 @@ def test_a_report_of_an_older_attempt_is_acknowledged_and_changes_nothing(world:
     done = world.turn(again, 0, ended=[ended(task, 1)])
 
     assert again.kill == [(key(task), 1)]
-    assert done.acks and not done.accepted
+    assert done.acks
+    assert not done.accepted
     assert world.state(task) is TaskState.ASSIGNED
 
 
@@ -56,7 +57,8 @@ def test_a_report_over_an_older_connection_is_not_acknowledged(world: World) -> 
 
     done = world.turn(old, 0, ended=[ended(task, 1)])
 
-    assert done.stale_nodes == [old.node_id] and not done.acks
+    assert done.stale_nodes == [old.node_id]
+    assert not done.acks
     assert world.turn(new, 0, ended=[ended(task, 1)]).acks
     assert world.state(task) is TaskState.SUCCEEDED
 

@@ -48,7 +48,9 @@ class World:
         self.ann = Caller(self.tenant_id, "default", "ann", "admin")
         self.bob = Caller(self.tenant_id, "default", "bob", "user")
 
-    def submit(self, n: int = 1, *, job: str | None = None, after: Sequence[str] = (), **options: Any) -> list[str]:
+    def submit(
+        self, n: int = 1, *, job: str | None = None, after: Sequence[str] = (), **options: Any
+    ) -> list[str]:
         """Ids of n new tasks of /bin/true with these options."""
         spec = TaskSpec(command=["true"], **options)
         answer = self.db.call(
@@ -60,7 +62,9 @@ class World:
     def job(self, **options: Any) -> str:
         return str(self.db.call(submit.create_job, self.ann, JobSpec(**options), now_us=self.now_us))
 
-    def connect(self, name: str = "n1", has: Sequence[tuple[int, int]] = (), running: Sequence[tuple[int, int]] = ()):
+    def connect(
+        self, name: str = "n1", has: Sequence[tuple[int, int]] = (), running: Sequence[tuple[int, int]] = ()
+    ):
         """A new connection of a node that says it has these attempts."""
         hello = Hello(1, "0", name, "boot", "host", name, "x86_64", "linux", 1, "ann", 4.0, 1 << 33)
         hello.attempts, hello.running = list(has), list(running)
@@ -72,7 +76,9 @@ class World:
         """One turn for one connected node; `ended` are reports over its connection."""
         work = Gathered({node.node_id: node.epoch}, [node.pool_id] if most else [])
         work.ended = [(node.node_id, report) for report in reports.get("ended", ())]
-        work.started = [(task, attempt, node.node_id, self.now_us) for task, attempt in reports.get("started", ())]
+        work.started = [
+            (task, attempt, node.node_id, self.now_us) for task, attempt in reports.get("started", ())
+        ]
         planner = FirstNode(node.node_id, most)
         return self.db.call(turn, work, planner, tenant_id=self.tenant_id, now_us=self.now_us)
 
@@ -101,7 +107,8 @@ class World:
     def results(self, job_id: str) -> list[tuple[int, str, int, str]]:
         """(finish number, task, attempt, state) of a job's results stream."""
         rows = self.rows(
-            "SELECT * FROM attempt WHERE job_id = :job AND finish_no IS NOT NULL ORDER BY finish_no", job=int(job_id)
+            "SELECT * FROM attempt WHERE job_id = :job AND finish_no IS NOT NULL ORDER BY finish_no",
+            job=int(job_id),
         )
         return [(r["finish_no"], show_task(r["task_id"]), r["attempt"], r["state"]) for r in rows]
 

@@ -153,9 +153,8 @@ class Dispatcher:
         if frame.started:
             self._started += [(task, attempt, desk.node_id, at) for task, attempt, at in frame.started]
         for task, attempt, action in frame.asked:
-            state = {"suspend": "suspended", "resume": "running"}.get(action)
-            if state:
-                self._asked_done.append((task, attempt, desk.node_id, state))
+            state = {"suspend": "suspended", "resume": "running"}.get(action, "")
+            self._asked_done.append((task, attempt, desk.node_id, state))
         for ended in frame.ended:
             self._receive_end(desk, ended)
         if frame.heartbeat is not None:
@@ -203,6 +202,12 @@ class Dispatcher:
     def asked(self) -> None:
         """Something was asked of tasks on nodes; tell them."""
         self._ask_bell.ring()
+
+    def kill(self, attempts: Iterable[tuple[int, int, int]]) -> None:
+        """End attempts, as (node, task, attempt), that the store has given up; their ends free the room."""
+        for node_id, task, attempt in attempts:
+            if desk := self.desks.get(node_id):
+                desk.send(Frame(ask=[Ask(task, attempt, "cancel")]))
 
     def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the connected nodes of the pool do not take such a task now, and the first that would."""

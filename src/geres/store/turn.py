@@ -86,7 +86,9 @@ class Gathered:
     epochs: dict[int, int] = field(default_factory=dict)  #: node id: epoch, of all nodes concerned
     pools: list[int] = field(default_factory=list)  #: to dispatch for; empty: reports only
     started: list[tuple[int, int, int, int]] = field(default_factory=list)  #: task, attempt, node, started_us
-    asked: list[tuple[int, int, int, str]] = field(default_factory=list)  #: task, attempt, node, new state
+    asked: list[tuple[int, int, int, str]] = field(
+        default_factory=list
+    )  #: task, attempt, node, new state or ""
     ended: list[tuple[int, Ended]] = field(default_factory=list)  #: node, report
 
 
@@ -124,9 +126,7 @@ def turn(
     if work.started:
         _start(tx, work, held, done, now_us)
     if work.asked:
-        rows = [row for row in work.asked if row[2] in held]
-        if rows:
-            done.task_ids += [row[0] for row in tx.rows("answer_asked", batch=batch(rows), now_us=now_us)]
+        _answer(tx, [row for row in work.asked if row[2] in held], done, now_us)
     if work.ended:
         _end(tx, [(node, report) for node, report in work.ended if node in held], done, now_us)
     return done
@@ -214,6 +214,15 @@ def _start(tx: Tx, work: Gathered, held: set[int], done: Turned, now_us: int) ->
     jobs = sorted({job_of(key) for key in started})
     if jobs:
         tx.run("start_jobs", job_ids=jobs, now_us=now_us)
+
+
+def _answer(tx: Tx, rows: list[tuple[int, int, int, str]], done: Turned, now_us: int) -> None:
+    """Nodes have done what was asked: a new state, or none where it was a signal."""
+    moved = [row for row in rows if row[3]]
+    if moved:
+        done.task_ids += [row[0] for row in tx.rows("answer_asked", batch=batch(moved), now_us=now_us)]
+    if len(moved) < len(rows):
+        tx.run("forget_asked", batch=batch(row for row in rows if not row[3]))
 
 
 class _Reported(NamedTuple):

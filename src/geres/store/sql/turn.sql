@@ -84,6 +84,13 @@ UPDATE task
    AND task.state <> CAST(batch.value->>3 AS TEXT)
 RETURNING task.id
 
+-- name: forget_asked
+-- A node has sent a signal; a wish to end the task that came meanwhile stays.
+UPDATE task SET asked = NULL, asked_at = NULL
+  FROM json_each(:batch) AS batch
+ WHERE task.id = CAST(batch.value->>0 AS BIGINT) AND task.attempt = CAST(batch.value->>1 AS BIGINT)
+   AND task.node_id = CAST(batch.value->>2 AS BIGINT) AND task.asked LIKE 'signal:%'
+
 -- name: lock_reported_tasks
 SELECT id, attempt, node_id, state, asked, lane_id, spec_id, retry_count, requeue_count, lost_count, round,
        is_parent, assigned_at, started_at, message
