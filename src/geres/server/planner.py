@@ -69,14 +69,19 @@ class TurnPlanner:
         self._lanes = {lane.id: lane for lane in lanes}
         self._caps = caps
         pool_desks = self._pool()
-        fitting: dict[Demand, int] = {}
+        fitting: dict[Demand, dict[int, int]] = {}
         chosen, heads = [], 0
         for lane in lanes:
             demand = self.demands[lane.id]
             if demand not in fitting:
-                fitting[demand] = sum(how_many(demand, desk.room) for desk in pool_desks)
-            most = min([fitting[demand], _MOST_READ, *(cap.left for cap in caps if lane.id in cap.lane_ids)])
-            ahead = 0 if self._is_capped(lane.id) else sum(self._credit(desk, lane.id) for desk in pool_desks)
+                fitting[demand] = {desk.node_id: how_many(demand, desk.room) for desk in pool_desks}
+            fits = fitting[demand]
+            most = min(
+                [sum(fits.values()), _MOST_READ, *(cap.left for cap in caps if lane.id in cap.lane_ids)]
+            )
+            ahead = 0
+            if not self._is_capped(lane.id):
+                ahead = sum(self._credit(desk, lane.id, fits[desk.node_id]) for desk in pool_desks)
             if most + ahead > 0:
                 chosen.append((lane.id, min(most + ahead, _MOST_READ)))
             elif heads < _MOST_HEADS and not any(c.left == 0 for c in caps if lane.id in c.lane_ids):
