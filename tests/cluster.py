@@ -101,8 +101,8 @@ class Cluster:
         self._up = False
         for client in self._clients:
             client.close()
+        done = self.run("down", "--now")
         dead = self.died_unnoticed()
-        done = self.run("down")
         left = self._end_what_is_left()
         problems = [
             *([f"geres down ended with {done.returncode}: {done.stderr}"] if done.returncode else []),
@@ -191,15 +191,12 @@ class Cluster:
             yield path.name, path.read_text(errors="replace")
 
     def died_unnoticed(self) -> list[str]:
-        """What the log of `geres up` says about parts that ended, but for those that `kill` ended."""
+        """What the log of `geres up` says about parts that ended badly, but for those that `kill` ended."""
         path = self.home / "logs" / "up.log"
         lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-        return [line for line in lines if "died" in line and not self._names_killed(line)]
-
-    def _names_killed(self, line: str) -> bool:
-        with contextlib.suppress(ValueError):
-            return json.loads(line).get("pid") in self._killed
-        return any(str(pid) in line for pid in self._killed)
+        ended = re.compile(r"the \w+ \(process (\d+)\) died|does not stop; it is killed")
+        found = [(line, match[1]) for line in lines if (match := ended.search(line))]
+        return [line for line, pid in found if pid is None or int(pid) not in self._killed]
 
     def _end_what_is_left(self) -> list[str]:
         left = [process for process in self.processes() if process.pid != os.getpid()]

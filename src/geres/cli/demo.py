@@ -231,12 +231,12 @@ def _connect(home: Path, keeper: subprocess.Popen[bytes]) -> Client:
 
 
 def _stop(keeper: subprocess.Popen[bytes], env: Mapping[str, str]) -> None:
-    """`geres down`; what does not end by it is killed."""
+    """`geres down --now`; what does not end by it is killed."""
     try:
         family = psutil.Process(keeper.pid).children(recursive=True)
     except psutil.NoSuchProcess:
         family = []
-    down = [sys.executable, "-m", "geres", "down"]
+    down = [sys.executable, "-m", "geres", "down", "--now"]
     with contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(down, env=env, capture_output=True, timeout=_STOP_SECONDS)
         keeper.wait(_STOP_SECONDS)
