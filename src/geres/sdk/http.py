@@ -129,6 +129,8 @@ class Transport:
                 raise self._refusal(answer.status, answer.read())
             while piece := answer.read1(_CHUNK_BYTES):
                 yield piece
+            if answer.length == 0:
+                answer.close()  # read to its end, which http.client only notices when it reads further
         except _LOST as error:
             raise Unreachable(f"the connection to {self.address.url} broke: {error}") from error
         finally:
