@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from geres.aio import Doorbell
+from geres.api import agents
 from geres.blobs.folder import FolderBlobs
 from geres.model.demand import Demand
 from geres.model.tasks import WhyNode
@@ -28,7 +29,7 @@ class Waiters(Protocol):
     def task(self, key: int) -> AbstractContextManager[Doorbell]: ...
 
 
-class Dispatcher(Protocol):
+class Dispatcher(agents.Dispatcher, Protocol):
     """What the API asks of the part that talks to the agents (server/dispatcher.py)."""
 
     def ring(self) -> None:
@@ -36,6 +37,12 @@ class Dispatcher(Protocol):
 
     def asked(self) -> None:
         """Something was asked of running tasks; tell their nodes."""
+
+    def end_now(self, attempts: Iterable[tuple[int, int, int]]) -> None:
+        """Have (node, task, attempt) ended that the store has ended already, so that their room is free."""
+
+    def forget_job(self, job_id: int) -> None:
+        """A job's name, cap or priority was changed."""
 
     def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the known nodes of the pool do not take such a task now, and the node that would take it."""

@@ -348,7 +348,7 @@ class _Rows:
             argv,
             own_id,
             name,
-            shared.state,
+            shared.state.value,  # a plain str: sqlite3 looks for an adapter for every other type
             None,
             now,
             shared.priority,

@@ -1,0 +1,135 @@
+"""Actions on tasks: cancel, hold, release, edit, rerun, each on any number of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import msgspec
+from litestar import post
+from litestar.params import JSONBody
+
+from geres.api.context import Context
+from geres.api.request import Request
+from geres.errors import Invalid, NotFound
+from geres.model.tasks import Acted, ActedAll, CancelTasks, EditTasks, SelectTasks
+from geres.store import task_actions, task_edits, tasks
+from geres.store.task_actions import Done
+from geres.store.task_edits import Changes
+
+_MOST_IDS = 100_000
+
+
+@post("/v1/tasks:cancel", status_code=200)
+async def cancel_tasks(request: Request, data: JSONBody[CancelTasks]) -> ActedAll:
+    """Cancel tasks: those that wait at once, those on a node when the node has ended them.
+
+    With `signal` a signal is sent to running ones instead.  With `force` they end at once in the store, for a
+    node that does not answer.  One id that cannot be acted on does not stop the others: see `code`.
+    """
+    if data.signal is not None:
+        task_actions.signal_number(data.signal)
+        return await _act(request, data.ids, task_actions.send_signal, only_open=True, name=data.signal)
+    return await _act(
+        request, data.ids, task_actions.cancel, only_open=True, force=data.force, message=data.reason
+    )
+
+
+@post("/v1/tasks:hold", status_code=200)
+async def hold_tasks(request: Request, data: JSONBody[SelectTasks]) -> ActedAll:
+    """Make waiting tasks wait until they are released."""
+    return await _act(request, data.ids, task_actions.hold, only_open=True)
+
+
+@post("/v1/tasks:release", status_code=200)
+async def release_tasks(request: Request, data: JSONBody[SelectTasks]) -> ActedAll:
+    """Let held tasks go on."""
+    return await _act(request, data.ids, task_actions.release, only_open=True)
+
+
+@post("/v1/tasks:edit", status_code=200)
+async def edit_tasks(request: Request, data: JSONBody[EditTasks]) -> ActedAll:
+    """Change what waiting tasks ask for."""
+    changes = task_edits.changes_of(data)
+    return await _act(request, data.ids, task_edits.edit, only_open=True, changes=changes)
+
+
+@post("/v1/tasks:rerun", status_code=200)
+async def rerun_tasks(request: Request, data: JSONBody[SelectTasks]) -> ActedAll:
+    """Run tasks again that have ended, `changes` (like `{"memory_bytes": 1073741824}`) applied first.
+
+    With `failed`, only those of them that failed.
+    """
+    changes = _changes(data.changes)
+    return await _act(
+        request, data.ids, task_edits.rerun, only_open=False, only_failed=data.failed, changes=changes
+    )
+
+
+def _changes(raw: dict[str, msgspec.Raw]) -> Changes | None:
+    if not raw:
+        return None
+    plain: dict[str, Any] = {name: msgspec.json.decode(value) for name, value in raw.items()}
+    try:
+        return task_edits.check_changes(msgspec.convert(plain, Changes))
+    except msgspec.ValidationError as error:
+        raise Invalid(f"changes: {error}", field="changes") from None
+
+
+async def _act(
+    request: Request,
+    refs: list[str],
+    act: Callable[..., Done],
+    *,
+    only_open: bool,
+    only_failed: bool = False,
+    **how: Any,
+) -> ActedAll:
+    """Act on what the ids mean, a thousand tasks a transaction.  NotFound where none means a thing."""
+    if len(refs) > _MOST_IDS:
+        raise Invalid(f"ids: at most {_MOST_IDS:,} in a request", field="ids")
+    context, caller = request.context, request.caller
+    keys, unknown = await context.db.read(_resolve, request, refs, only_open, only_failed)
+    if unknown and not keys and len(unknown) == len(refs):
+        raise NotFound(unknown[0].message or "", id=unknown[0].id)
+    done = Done(items=list(unknown))
+    for piece in tasks.pieces(keys):
+        part = await context.db.run(act, caller, piece, now_us=context.clock(), **how)
+        done.add(part)
+        tell(context, part)
+    return ActedAll(done.items)
+
+
+def _resolve(
+    tx: Any, request: Request, refs: Iterable[str], only_open: bool, only_failed: bool
+) -> tuple[list[int], list[Acted]]:
+    """The tasks that the ids mean, each once, and the ids that mean nothing."""
+    keys: dict[int, None] = {}
+    unknown = []
+    for ref in refs:
+        try:
+            if only_failed:
+                found = tasks.failed_keys_of(tx, request.caller, ref)
+            else:
+                found = tasks.keys_of(tx, request.caller, ref, only_open=only_open)
+        except (NotFound, Invalid) as error:
+            unknown.append(Acted(id=ref, code=error.code, message=str(error)))
+            continue
+        keys.update(dict.fromkeys(found))
+    if len(keys) > tasks.MOST_AT_ONCE:
+        raise Invalid(f"ids: mean more than {tasks.MOST_AT_ONCE:,} tasks; act on their jobs", field="ids")
+    return list(keys), unknown
+
+
+def tell(context: Context, done: Done) -> None:
+    """Wake whoever waits for what was done."""
+    if done.task_ids:
+        context.waiters.task_ended(done.task_ids)
+    if done.jobs:
+        context.waiters.job_changed(done.jobs)
+    if done.queued:
+        context.dispatcher.ring()
+    if done.asked_nodes:
+        context.dispatcher.asked()
+    if done.kill:
+        context.dispatcher.end_now(done.kill)

@@ -1,0 +1,191 @@
+"""WS /v1/tasks/{id}/attach: a task's output as it comes, and input to it.
+
+While the task waits the client hears of its states; once it runs, its node is asked for a stream that is
+passed through frame by frame.  What ended before a stream could be opened comes from what is kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+
+import anyio
+from msgspec import Struct
+
+from geres.api import outputs
+from geres.api.asgi import Receive, Scope, Send
+from geres.api.bodies import read_query
+from geres.api.context import Context
+from geres.api.front import WebSocketRoute
+from geres.api.streams import Frame, Rendezvous, Socket, accept
+from geres.api.waiting import no_task_id
+from geres.errors import Denied, GeresError, StoreUnavailable
+from geres.model.callers import Caller
+from geres.model.ids import parse_task
+from geres.model.states import TaskState
+from geres.model.tasks import TaskDetail
+from geres.store import tasks
+
+log = logging.getLogger("geres.attach")
+
+_POLL_SECONDS = 1.0
+_STREAMS = {"o": "stdout", "e": "stderr"}
+
+
+class AttachQuery(Struct, kw_only=True, forbid_unknown_fields=True, rename={"from_": "from", "in_": "in"}):
+    """Query of WS /v1/tasks/{id}/attach."""
+
+    stdin: int = 0
+    from_: str = "begin"  #: begin, or now: leave out what was written before
+    out: int = 0  #: bytes of stdout that the client has already
+    err: int = 0
+    in_: int | None = None  #: bytes of stdin that the client has sent before
+
+
+class _Attachment:
+    """One client at one task."""
+
+    def __init__(
+        self, context: Context, meet: Rendezvous, caller: Caller, key: int, query: AttachQuery, client: Socket
+    ) -> None:
+        self._context, self._meet, self._caller, self._key = context, meet, caller, key
+        self._query, self._client = query, client
+        self._seen = {"o": query.out, "e": query.err}
+        self._state: str | None = None
+        self._attempt: int | None = None
+        self._agent: Socket | None = None
+        self._opened = anyio.Event()
+
+    async def run(self) -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._read_client, group.cancel_scope)
+            await self._follow()
+            group.cancel_scope.cancel()
+
+    async def _read_client(self, scope: anyio.CancelScope) -> None:
+        """Pass on what the client sends; one frame waits here while no stream is open."""
+        while (frame := await self._client.read()) is not None:
+            while True:
+                agent = self._agent
+                if agent is not None and await agent.write(frame):
+                    break
+                await self._opened.wait()
+        scope.cancel()
+
+    async def _follow(self) -> None:
+        """Until the task has ended for good, or the client is gone."""
+        with self._context.waiters.task(self._key) as bell:
+            while not self._client.closed:
+                task = await self._context.db.read(tasks.get, self._caller, self._key)
+                await self._tell_state(task.state)
+                if task.state.final:
+                    await self._end(task)
+                    return
+                if self._context.stopping:
+                    await self._lose()
+                    return
+                runs = task.state in (TaskState.RUNNING, TaskState.SUSPENDED)
+                if runs and not await self._stream(task):
+                    await self._lose()
+                    return
+                await bell.wait(_POLL_SECONDS)
+
+    async def _stream(self, task: TaskDetail) -> bool:
+        """Pass through what one attempt writes.  False where the connection broke under a running attempt."""
+        if self._attempt is not None and task.attempt != self._attempt:
+            self._seen = {"o": 0, "e": 0}
+        self._attempt = task.attempt
+        query = f"from={self._query.from_}&out={self._seen['o']}&err={self._seen['e']}"
+        if self._query.in_ is not None:
+            query += f"&in={self._query.in_}"
+        with_stdin = bool(self._query.stdin)
+        async with self._meet.open(
+            self._context, self._key, task.attempt, query, with_stdin=with_stdin
+        ) as agent:
+            if agent is None:
+                return True  # not here, or it has just ended: look at the store again
+            self._agent = agent
+            self._opened.set()
+            try:
+                return await self._pass_through(agent)
+            finally:
+                self._agent = None
+                self._opened = anyio.Event()
+
+    async def _pass_through(self, agent: Socket) -> bool:
+        while (frame := await agent.read()) is not None:
+            kind = frame[0]
+            if kind == "end":
+                return True  # the store says how the task ended, or that it is tried again
+            if kind in self._seen and len(frame) > 1:
+                self._seen[kind] += len(frame[1])
+            if not await self._client.write(frame):
+                return True
+        place = await self._context.db.read(tasks.place, self._caller, self._key)
+        return place.attempt != self._attempt or not place.state.on_node
+
+    async def _tell_state(self, state: str) -> None:
+        if state != self._state:
+            self._state = state
+            await self._client.write(["s", str(state)])
+
+    async def _lose(self) -> None:
+        await self._client.write(["lost"])
+        await self._client.close(1012)
+
+    async def _end(self, task: TaskDetail) -> None:
+        """What the client has not seen of the last attempt, and how it ended."""
+        if self._query.from_ != "now" or self._attempt is not None:
+            last = task.attempts[-1].attempt if task.attempts else 0
+            if self._attempt is not None and last != self._attempt:
+                self._seen = {"o": 0, "e": 0}
+            async for frame in self._kept(last):
+                await self._client.write(frame)
+        await self._client.write(
+            [
+                "end",
+                {
+                    "state": str(task.state),
+                    "reason": task.reason,
+                    "message": task.message,
+                    "exit_code": task.exit_code,
+                    "signal": task.signal,
+                },
+            ]
+        )
+        await self._client.close()
+
+    async def _kept(self, attempt: int) -> AsyncIterator[Frame]:
+        for kind, stream in _STREAMS.items():
+            kept = await self._context.db.read(tasks.kept_output, self._key, stream, attempt)
+            if kept is None:
+                continue
+            async for piece in outputs.pieces(self._context, kept, offset=self._seen[kind]):
+                yield [kind, piece]
+
+
+def route(meet: Rendezvous) -> WebSocketRoute:
+    """The WebSocket route, with the place where it meets the agents."""
+
+    async def attach(context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
+        key_text = scope["path"].removeprefix("/v1/tasks/").removesuffix("/attach")
+        query = read_query(AttachQuery, scope["query_string"])
+        key = parse_task(key_text)
+        if key is None:
+            raise no_task_id(key_text)
+        if query.stdin and caller.role == "viewer":
+            raise Denied("a viewer may not write to a task")
+        await context.db.read(tasks.place, caller, key)
+        if not await accept(receive, send):
+            return
+        client = Socket(receive, send)
+        try:
+            await _Attachment(context, meet, caller, key, query, client).run()
+        except StoreUnavailable:
+            await client.write(["lost"])
+            await client.close(1013)
+        except GeresError as error:
+            log.warning("attach to %s: %s", key_text, error)
+            await client.close(1011)
+
+    return attach

@@ -1,0 +1,185 @@
+"""Jobs: create, read, edit, and act on one as a whole."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import Response, get, patch, post
+from litestar.params import FromPath, JSONBody
+
+from geres.api import explain
+from geres.api.acting import tell
+from geres.api.bodies import encode, read_query
+from geres.api.context import Context
+from geres.api.request import Request, answer, answer_struct
+from geres.api.submitting import check_key, fit_warnings
+from geres.api.waiting import job_id_of
+from geres.errors import Invalid
+from geres.model import demand as demands
+from geres.model.callers import Caller
+from geres.model.jobs import Job, JobAction, JobDetail, JobPage, JobPatch, JobSpec
+from geres.model.tasks import Why
+from geres.store import jobs, submit
+from geres.store.database import Tx
+from geres.store.jobs import JobQuery
+
+
+@post("/v1/jobs", status_code=201)
+async def create_job(request: Request, data: JSONBody[JobSpec]) -> Response[Job]:
+    """Create a job; with `array`, with its tasks: a large one gets its rows little by little.
+
+    Errors: 409 name_taken, key_reused, 422 invalid.
+    """
+    context = request.context
+    warnings: list[str] = []
+    if data.array is not None and data.task is not None:
+        warnings = fit_warnings(context, data.task.pool, demands.demand_of(data.task))
+    content = await context.db.run(
+        _create_once,
+        request.caller,
+        data,
+        await request.body(),
+        key=check_key(request.idempotency_key or ""),
+        warnings=warnings,
+        now_us=context.clock(),
+    )
+    context.unfolder.ring()
+    context.dispatcher.ring()
+    return answer(content, 201)
+
+
+def _create_once(
+    tx: Tx, caller: Caller, spec: JobSpec, raw: bytes, *, key: str | None, warnings: list[str], now_us: int
+) -> bytes:
+    def do(tx: Tx) -> bytes:
+        job = jobs.get_short(tx, submit.create_job(tx, caller, spec, now_us=now_us))
+        job.warnings = warnings
+        return encode(job)
+
+    return submit.once(tx, caller, key, raw, now_us=now_us, do=do)
+
+
+@get("/v1/jobs")
+async def list_jobs(request: Request) -> JobPage:
+    """Jobs that match, newest first.
+
+    Query: `state` (parted by commas; also `open`), `user`, `name`, `limit`, `cursor`, `count`.
+    """
+    query = read_query(JobQuery, request.scope["query_string"])
+    return await request.context.db.read(jobs.list_jobs, request.caller, query)
+
+
+@get("/v1/jobs/{job_ref:str}")
+async def get_job(request: Request, job_ref: FromPath[str]) -> Response[JobDetail]:
+    """One job in full, by its id or name.  The ETag is its version, which edits change."""
+    job = await request.context.db.read(jobs.get, request.caller, job_ref)
+    return answer_struct(job, headers={"etag": f'"{job.version}"'})
+
+
+@patch("/v1/jobs/{job_ref:str}")
+async def patch_job(request: Request, job_ref: FromPath[str], data: JSONBody[JobPatch]) -> Response[Job]:
+    """Edit a job.  Errors: 412 changed where If-Match names another version, 409 job_finished."""
+    context, caller = request.context, request.caller
+    job_id = await job_id_of(context, caller, job_ref)
+    job, before = await context.db.run(jobs.patch, caller, job_id, data, version=_if_match(request))
+    if before is not None:
+        while await context.db.run(jobs.follow_priority, job_id, before=before, priority=job.priority):
+            pass
+    context.dispatcher.forget_job(job_id)
+    context.dispatcher.ring()
+    return answer_struct(job, headers={"etag": f'"{job.version}"'})
+
+
+def _if_match(request: Request) -> int | None:
+    text = request.headers.get("if-match")
+    if text is None or text.strip() == "*":
+        return None
+    number = text.strip().removeprefix("W/").strip('"')
+    if not number.isdigit():
+        raise Invalid(
+            f"If-Match: {text!r} is no version; send the ETag that the job came with", field="If-Match"
+        )
+    return int(number)
+
+
+@post("/v1/jobs/{job_ref:str}/close", status_code=200)
+async def close_job(request: Request, job_ref: FromPath[str], data: JSONBody[JobAction]) -> Job:
+    """Take no more tasks; completed when what it has has ended."""
+    context, caller = request.context, request.caller
+    job_id = await job_id_of(context, caller, job_ref)
+    job = await context.db.run(jobs.close, caller, job_id, reason=data.reason, now_us=context.clock())
+    _changed(context, job_id)
+    return job
+
+
+@post("/v1/jobs/{job_ref:str}/cancel", status_code=200)
+async def cancel_job(request: Request, job_ref: FromPath[str], data: JSONBody[JobAction]) -> Job:
+    """Cancel a job: what waits ends now, what runs is asked to end.  Cancelled when all of it has ended."""
+    context, caller = request.context, request.caller
+    job_id = await job_id_of(context, caller, job_ref)
+    await context.db.run(jobs.start_cancel, caller, job_id, reason=data.reason, now_us=context.clock())
+    more = True
+    while more:
+        done, more = await context.db.run(jobs.cancel_piece, job_id, now_us=context.clock())
+        tell(context, done)
+    _changed(context, job_id)
+    return await context.db.read(jobs.get_short, job_id)
+
+
+@post("/v1/jobs/{job_ref:str}/disable", status_code=200)
+async def disable_job(request: Request, job_ref: FromPath[str], data: JSONBody[JobAction]) -> Job:
+    """Start nothing more.  `running` says what becomes of what runs: wait, requeue or terminate."""
+    context, caller = request.context, request.caller
+    job_id = await job_id_of(context, caller, job_ref)
+    job = await context.db.run(jobs.disable, caller, job_id, reason=data.reason, now_us=context.clock())
+    last = 0
+    while data.running != "wait":
+        done, last = await context.db.run(
+            jobs.stop_piece,
+            job_id,
+            requeue=data.running == "requeue",
+            now_us=context.clock(),
+            after=last,
+        )
+        tell(context, done)
+        if not last:
+            break
+    _changed(context, job_id)
+    return job
+
+
+@post("/v1/jobs/{job_ref:str}/enable", status_code=200)
+async def enable_job(request: Request, job_ref: FromPath[str], data: JSONBody[JobAction]) -> Job:
+    """Start tasks again."""
+    context, caller = request.context, request.caller
+    job_id = await job_id_of(context, caller, job_ref)
+    job = await context.db.run(jobs.enable, caller, job_id, now_us=context.clock())
+    _changed(context, job_id)
+    return job
+
+
+@get("/v1/jobs/{job_ref:str}/why")
+async def why_job(request: Request, job_ref: FromPath[str]) -> Why:
+    """Why a job is in its state: its tasks in groups."""
+    job_id = await job_id_of(request.context, request.caller, job_ref)
+    return await explain.job(request.context, request.caller, job_id)
+
+
+def _changed(context: Context, job_id: int) -> None:
+    context.waiters.job_changed([job_id])
+    context.dispatcher.forget_job(job_id)
+    context.dispatcher.ring()
+    context.job_ender.ring()
+
+
+ROUTES: list[Any] = [
+    create_job,
+    list_jobs,
+    get_job,
+    patch_job,
+    close_job,
+    cancel_job,
+    disable_job,
+    enable_job,
+    why_job,
+]

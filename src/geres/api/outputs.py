@@ -1,0 +1,189 @@
+"""What tasks wrote: GET /v1/tasks/{id}/logs, and the agents' uploads of large outputs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from litestar import Response, get, put
+from litestar.params import FromPath
+from litestar.response import Stream
+from msgspec import Struct
+
+from geres.api.bodies import read_query
+from geres.api.context import Context
+from geres.api.request import Request, answer_struct
+from geres.api.streams import Rendezvous
+from geres.api.waiting import no_task_id
+from geres.blobs.folder import output_key
+from geres.errors import Invalid, NotFound, StaleAttempt
+from geres.model.callers import Caller
+from geres.model.ids import parse_task, show_task
+from geres.store import tasks
+from geres.store.tasks import Kept
+
+_PIECE_BYTES = 64 << 10
+_MOST_UPLOAD_BYTES = 16 << 30
+_MOST_TAIL_BYTES = 64 << 20
+#: A running task's output is read until nothing has come for so long: then we have what there is so far.
+_QUIET_SECONDS = 0.25
+_STREAMS = {"stdout": "o", "stderr": "e"}
+
+
+class LogsQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Query of GET /v1/tasks/{id}/logs."""
+
+    stream: str = "stdout"  #: stdout or stderr
+    attempt: int | None = None  #: the latest where left out
+    offset: int = 0  #: bytes of what the task wrote to leave out
+    tail: int | None = None  #: only so many of the last lines
+
+
+@get("/v1/tasks/{task_id:str}/logs", media_type="application/octet-stream")
+async def get_logs(request: Request, task_id: FromPath[str]) -> Stream:
+    """What a task wrote to one stream, as bytes; of a running one what there is so far.
+
+    Query: `stream` (stdout or stderr), `attempt`, `offset`, `tail` (lines).  Beyond the task's output limit
+    the beginning and the end are kept, with a line between that says how much is missing.
+    """
+    query = read_query(LogsQuery, request.scope["query_string"])
+    if query.stream not in _STREAMS:
+        raise Invalid(f"stream: {query.stream!r} is neither stdout nor stderr", field="stream")
+    if query.offset < 0 or (query.tail is not None and query.tail < 0):
+        raise Invalid("offset and tail: are 0 or more", field="offset")
+    key = parse_task(task_id)
+    if key is None:
+        raise no_task_id(task_id)
+    meet: Rendezvous = request.app.state.rendezvous
+    parts = await _logs(request.context, meet, request.caller, key, query)
+    return Stream(parts, media_type="application/octet-stream")
+
+
+async def _logs(
+    context: Context, meet: Rendezvous, caller: Caller, key: int, query: LogsQuery
+) -> AsyncIterator[bytes]:
+    place = await context.db.read(tasks.place, caller, key)
+    if place.state.on_node and query.attempt in (None, place.attempt):
+        so_far = live_output(context, meet, key, place.attempt, query.stream, query.offset)
+        return _tail_of_live(so_far, query.tail)
+    kept = await context.db.read(tasks.kept_output, key, query.stream, query.attempt)
+    if kept is None:
+        if query.attempt is None:
+            return _nothing()
+        raise NotFound(f"task {show_task(key)} has no attempt {query.attempt}", id=show_task(key))
+    if query.tail is None:
+        return pieces(context, kept, offset=query.offset)
+    return _tail_of_kept(context, kept, query.tail)
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""
+
+
+async def pieces(context: Context, kept: Kept, *, offset: int = 0) -> AsyncIterator[bytes]:
+    """What is kept of a stream, from `offset` of what the task wrote, in pieces of at most 64 KiB.
+
+    Where a part was left out, what comes begins early enough to hold all that was kept behind the offset.
+    """
+    size = len(kept.inline)
+    if kept.blob is not None:
+        size = await anyio.to_thread.run_sync(context.blobs.size, kept.blob)
+    start = offset
+    if offset and kept.written_bytes > size:
+        start = max(0, size - max(0, kept.written_bytes - offset))
+    while start < size:
+        if kept.blob is None:
+            piece = kept.inline[start : start + _PIECE_BYTES]
+        else:
+            piece = await anyio.to_thread.run_sync(context.blobs.read, kept.blob, start, _PIECE_BYTES)
+        if not piece:
+            return
+        yield piece
+        start += len(piece)
+
+
+async def live_output(
+    context: Context, meet: Rendezvous, key: int, attempt: int, stream: str, offset: int
+) -> AsyncIterator[bytes]:
+    """What a running attempt has written so far, from its node."""
+    kind = _STREAMS[stream]
+    sides = {"o": offset, "e": offset}
+    query = f"from=begin&out={sides['o']}&err={sides['e']}"
+    async with meet.open(context, key, attempt, query, with_stdin=False) as agent:
+        if agent is None:
+            return
+        while True:
+            with anyio.move_on_after(_QUIET_SECONDS):
+                frame = await agent.read()
+                if frame is None or frame[0] == "end":
+                    return
+                if frame[0] == kind:
+                    yield frame[1]
+                continue
+            return
+
+
+async def _tail_of_live(parts: AsyncIterator[bytes], lines: int | None) -> AsyncIterator[bytes]:
+    if lines is None:
+        async for part in parts:
+            yield part
+        return
+    kept = b""
+    async for part in parts:
+        kept = (kept + part)[-_MOST_TAIL_BYTES:]
+        if kept.count(b"\n") > 2 * lines + 1000:
+            kept = last_lines(kept, lines)
+    yield last_lines(kept, lines)
+
+
+async def _tail_of_kept(context: Context, kept: Kept, lines: int) -> AsyncIterator[bytes]:
+    """The last lines, read from the end in growing pieces."""
+    if kept.blob is None:
+        yield last_lines(kept.inline, lines)
+        return
+    size = await anyio.to_thread.run_sync(context.blobs.size, kept.blob)
+    most = _PIECE_BYTES
+    while True:
+        start = max(0, size - most)
+        end = await anyio.to_thread.run_sync(context.blobs.read, kept.blob, start, most)
+        if start == 0 or end.count(b"\n") > lines or most >= _MOST_TAIL_BYTES:
+            yield last_lines(end, lines)
+            return
+        most *= 4
+
+
+def last_lines(text: bytes, lines: int) -> bytes:
+    """The last `lines` lines; one without an end counts."""
+    if lines == 0:
+        return b""
+    at = len(text) - 1 if text.endswith(b"\n") else len(text)
+    for _ in range(lines):
+        at = text.rfind(b"\n", 0, at)
+        if at < 0:
+            return text
+    return text[at + 1 :]
+
+
+@put(
+    "/v1/agents/outputs/{task:int}/{attempt:int}/{stream:str}",
+    include_in_schema=False,
+    status_code=200,
+)
+async def put_output(
+    request: Request, task: FromPath[int], attempt: FromPath[int], stream: FromPath[str]
+) -> Response[Any]:
+    """The whole output of an attempt that is too large for its end report; again is harmless.
+
+    Errors: 409 stale_attempt: the attempt is over, nobody wants its output.
+    """
+    if stream not in _STREAMS:
+        raise Invalid(f"stream: {stream!r} is neither stdout nor stderr", field="stream")
+    place = await request.context.db.read(tasks.place, request.caller, task)
+    if place.attempt != attempt or not place.state.on_node:
+        raise StaleAttempt(f"attempt {attempt} of task {show_task(task)} is over", attempt=attempt)
+    key = output_key(task, attempt, stream)
+    await request.context.blobs.write(key, request.stream(), _MOST_UPLOAD_BYTES)
+    return answer_struct({"blob": key})

@@ -1,0 +1,88 @@
+"""The service itself: who asks, counts, nodes, health, findings, metrics."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar import MediaType, Response, get
+from litestar.params import FromPath
+
+from geres.api import metrics
+from geres.api.request import Request
+from geres.errors import StoreUnavailable
+from geres.model.doctor import Finding
+from geres.model.nodes import Node, NodeDetail, Summary, WhoAmI
+from geres.store import doctor, node_list
+from geres.store.summary import summary
+
+
+@get("/healthz", media_type=MediaType.TEXT)
+async def healthz() -> str:
+    """The process answers."""
+    return "ok\n"
+
+
+@get("/readyz", media_type=MediaType.TEXT)
+async def readyz(request: Request) -> str:
+    """The store answers too, and the server is not stopping."""
+    if request.context.stopping:
+        raise StoreUnavailable("this server is stopping")
+    await request.context.db.read(doctor.ping)
+    return "ready\n"
+
+
+@get("/v1/whoami")
+async def whoami(request: Request) -> WhoAmI:
+    """Who the token belongs to."""
+    caller = request.caller
+    return WhoAmI(subject=caller.subject, role=caller.role, tenant=caller.tenant)
+
+
+@get("/v1/summary")
+async def get_summary(request: Request) -> Summary:
+    """Tasks, jobs and nodes by state."""
+    return await request.context.db.read(summary, request.caller)
+
+
+@get("/v1/nodes")
+async def list_nodes(request: Request) -> list[Node]:
+    """All nodes, by name."""
+    return await request.context.db.read(node_list.list_nodes, request.caller)
+
+
+@get("/v1/nodes/{name:str}")
+async def get_node(request: Request, name: FromPath[str]) -> NodeDetail:
+    """One node with its history and the tasks on it."""
+    return await request.context.db.read(node_list.get, request.caller, name)
+
+
+@get("/v1/doctor")
+async def get_findings(request: Request) -> list[Finding]:
+    """What is wrong: records set aside, wishes not answered, facts that contradict each other."""
+    db = request.context.db
+    found = await db.read(doctor.findings, now_us=request.context.clock())
+    try:
+        found += await db.read(doctor.check_invariants)
+    except StoreUnavailable:
+        found.append(Finding(kind="stuck", text="the store is too large to compare all of it while it works"))
+    return found
+
+
+@get("/metrics", media_type=MediaType.TEXT)
+async def get_metrics(request: Request) -> Response[str]:
+    """Counts for Prometheus, in its text format."""
+    counts = await request.context.db.read(summary, request.caller)
+    text = metrics.text(counts, request.context)
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+ROUTES: list[Any] = [
+    healthz,
+    readyz,
+    whoami,
+    get_summary,
+    list_nodes,
+    get_node,
+    get_findings,
+    get_metrics,
+]

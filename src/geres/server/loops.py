@@ -1,0 +1,117 @@
+"""The background loops of a server; each is a step that `run_loop` calls again and again."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+import anyio.to_thread
+
+from geres.api.context import Context
+from geres.server.clock import JUMP_US, Clock, wall_us
+from geres.store import ends, jobs, servers, submit, upkeep
+from geres.store.database import Order
+
+log = logging.getLogger("geres.server")
+
+_WAKE_PIECE = 1000
+_ARRAYS = 100
+
+
+class Unfolder:
+    """Makes the rows of large arrays, 10,000 at a time; turns go first."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def step(self) -> bool:
+        db, clock = self._context.db, self._context.clock
+        waiting = await db.read(submit.arrays_to_unfold, limit=_ARRAYS)
+        made = 0
+        for job_id in waiting:
+            made += await db.run_as(Order.LOOP, submit.unfold, job_id, now_us=clock())
+            self._context.dispatcher.ring()
+        return bool(made)
+
+
+class Waker:
+    """Queues tasks whose time has come."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def step(self) -> bool:
+        db, clock = self._context.db, self._context.clock
+        at = await db.read(upkeep.next_wake_us)
+        if at is None or at > clock():
+            return False
+        woken = await db.run_as(Order.LOOP, upkeep.wake, now_us=clock(), limit=_WAKE_PIECE)
+        if woken:
+            self._context.waiters.task_ended(woken)
+            self._context.dispatcher.ring()
+        return len(woken) == _WAKE_PIECE
+
+
+class JobEnder:
+    """Ends jobs that want to end, frees what waited for them, and goes on with cancels that were begun."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def step(self) -> bool:
+        db, clock, waiters = self._context.db, self._context.clock, self._context.waiters
+        more = False
+        over = await db.run_as(Order.LOOP, jobs.cancel_over_time, now_us=clock())
+        for job_id in {*over, *await db.read(jobs.being_cancelled)}:
+            done, more_here = await db.run_as(Order.LOOP, jobs.cancel_piece, job_id, now_us=clock())
+            waiters.task_ended(done.task_ids)
+            waiters.job_changed(done.jobs)
+            if done.asked_nodes:
+                self._context.dispatcher.asked()
+            more = more or more_here
+        waiters.job_changed(await db.run_as(Order.LOOP, jobs.end_done_jobs, now_us=clock()))
+        freed = await db.run_as(Order.LOOP, ends.free_children_of_jobs, now_us=clock())
+        if freed.task_ids:
+            waiters.task_ended(freed.task_ids)
+            waiters.job_changed(freed.jobs)
+        if freed.freed:
+            self._context.dispatcher.ring()
+        return more
+
+
+class Janitor:
+    """Forgets what is old: Idempotency-Keys after a day, ended tasks after the retention."""
+
+    def __init__(self, context: Context, retention_seconds: float) -> None:
+        self._context = context
+        self._retention_us = int(retention_seconds * 1e6)
+
+    async def step(self) -> bool:
+        db, now_us = self._context.db, self._context.clock()
+        keys = await db.run_as(Order.LOOP, upkeep.forget_keys, now_us=now_us)
+        before_us = now_us - self._retention_us
+        gone = await db.run_as(Order.LOOP, upkeep.forget_tasks, before_us=before_us)
+        for blob in gone.blobs:
+            await anyio.to_thread.run_sync(self._context.blobs.remove, blob)
+        ended = await db.run_as(Order.LOOP, upkeep.forget_jobs, before_us=before_us)
+        return gone.more or bool(keys) or bool(ended)
+
+
+class ClockKeeper:
+    """Compares our clock with the store's, or with the wall; a jump is logged and ends no lease."""
+
+    def __init__(self, context: Context, clock: Clock, lease_seconds: float) -> None:
+        self._context, self._clock = context, clock
+        self._lease_us = int(lease_seconds * 1e6)
+
+    async def step(self) -> bool:
+        now_us = await self._context.db.read(servers.store_time_us) or wall_us()
+        behind = self._clock.behind_us(now_us)
+        if abs(behind) > JUMP_US:
+            log.warning(
+                "the clock was set by %.1f s; all leases go on", behind / 1e6, extra={"event": "clock_jumped"}
+            )
+            until = max(now_us, self._clock())
+            await self._context.db.run(servers.extend_leases, lease_us=self._lease_us, now_us=until)
+        self._clock.follow(now_us)
+        return False

@@ -1,0 +1,194 @@
+"""Opens the store of a server: checks the place, takes the lock, copies, migrates, makes the local tokens."""
+
+from __future__ import annotations
+
+import fcntl
+import getpass
+import os
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import IO
+
+from geres.errors import Conflict, Invalid, StoreUnavailable
+from geres.mounts import network_file_system
+from geres.store import migrate, servers, submit, tokens
+from geres.store.database import Database, Tx, open_database
+from geres.store.sql import Dialect
+
+TENANT = "default"
+_SQLITE_HEADER = b"SQLite format 3\0"
+
+
+class Opened:
+    """An open store, and the lock that keeps other servers off its file.  Close it last."""
+
+    def __init__(self, db: Database, dialect: Dialect, lock: IO[str] | None) -> None:
+        self.db, self.dialect, self._lock = db, dialect, lock
+
+    def close(self) -> None:
+        self.db.close()
+        if self._lock is not None:
+            self._lock.close()
+
+
+def store_url(asked: str, home: Path) -> str:
+    """The URL of the store: as asked for, else geres.db in the home."""
+    return asked or f"sqlite:{home / 'geres.db'}"
+
+
+def open_store(url: str, *, now_us: int) -> Opened:
+    """Open and migrate.  Raises Invalid for a bad place or file, Conflict where another server has it."""
+    if not url.startswith("sqlite:"):
+        return _migrated(Opened(open_database(url), "postgres", None), now_us)
+    path = Path(url.removeprefix("sqlite:"))
+    if not path.is_absolute():
+        path = path.absolute()
+    _check_place(path)
+    lock = _lock(path)
+    try:
+        _check_file(path)
+        keep_copy(path)
+        return _migrated(Opened(open_database(f"sqlite:{path}"), "sqlite", lock), now_us)
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _migrated(opened: Opened, now_us: int) -> Opened:
+    try:
+        opened.db.call(migrate.migrate, now_us=now_us)
+    except BaseException:
+        opened.close()
+        raise
+    return opened
+
+
+def _check_place(path: Path) -> None:
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Invalid(f"store: {path.parent} cannot be made: {error.strerror}", field="store") from None
+    if kind := network_file_system(path):
+        raise Invalid(
+            f"store: {path} is on a network file system ({kind}), where databases and locks break: put it"
+            f" on a local disk, like /var/tmp/geres-{os.getuid()}, or use PostgreSQL",
+            field="store",
+        )
+
+
+def _check_file(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_SQLITE_HEADER))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Invalid(f"store: {path} cannot be read: {error.strerror}", field="store") from None
+    if head and head != _SQLITE_HEADER:
+        raise Invalid(
+            f"store: {path} is no database of geres; move it away, or name another --store", field="store"
+        )
+
+
+def _lock(path: Path) -> IO[str]:
+    """A lock beside the file: a lock on the file itself would meddle with SQLite's own."""
+    try:
+        file = open(f"{path}.lock", "a+")  # noqa: SIM115 - open as long as the server runs
+    except OSError as error:
+        raise Invalid(f"store: {path} cannot be written: {error.strerror}", field="store") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise Conflict(
+            f"another server uses {path}; a SQLite file serves one server: stop that one, or use PostgreSQL",
+            path=str(path),
+        ) from None
+    return file
+
+
+def keep_copy(path: Path) -> Path | None:
+    """Copy a database that is about to be migrated to `PATH.schema-N`.  None where there is nothing to keep.
+
+    Raises Conflict, naming the copies there are, for a database of a newer program.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return None
+    try:
+        source = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the database {path} cannot be opened: {error}") from error
+    try:
+        current = _version_of(source)
+        newest = migrate.migrations()[-1][0]
+        if current > newest:
+            copies = sorted(str(copy) for copy in path.parent.glob(f"{path.name}.schema-*"))
+            kept = f"; copies of older ones: {', '.join(copies)}" if copies else ""
+            raise Conflict(
+                f"{path} has schema {current}, this program knows {newest}: use the newer geres{kept}",
+                database=current,
+                program=newest,
+            )
+        if current in (0, newest):
+            return None
+        copy = path.with_name(f"{path.name}.schema-{current}")
+        target = sqlite3.connect(copy)
+        try:
+            source.backup(target)
+        finally:
+            target.close()
+        return copy
+    finally:
+        source.close()
+
+
+def _version_of(connection: sqlite3.Connection) -> int:
+    try:
+        return int(connection.execute("SELECT COALESCE(MAX(version), 0) FROM schema_version").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 0  # no such table: nothing was ever stored
+    except sqlite3.DatabaseError as error:
+        raise Invalid(f"store: the database cannot be read: {error}", field="store") from error
+
+
+def ensure_token_file(path: Path) -> str:
+    """The token in the file; it is made, readable by its owner alone, where there is none."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    while True:
+        try:
+            token = path.read_text().strip()
+        except FileNotFoundError:
+            pass
+        else:
+            if token:
+                return token
+            path.unlink(missing_ok=True)
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        part.touch(0o600)
+        part.write_text(secrets.token_urlsafe(32) + "\n")
+        try:
+            os.link(part, path)  # never replaces one that another process has just made
+        except FileExistsError:
+            pass
+        finally:
+            part.unlink()
+
+
+def introduce(
+    tx: Tx, *, admin: str, node: str, url: str, version: str, lease_us: int, now_us: int
+) -> tuple[int, int]:
+    """Make the tenant and the local tokens known, and register the server.  (tenant id, server id)."""
+    tenant_id = submit.ensure_tenant(tx, TENANT, now_us=now_us)
+    tokens.ensure_token(tx, admin, tenant_id=tenant_id, subject=account(), role="admin", now_us=now_us)
+    tokens.ensure_token(tx, node, tenant_id=tenant_id, subject="node", role="node", now_us=now_us)
+    server_id = servers.register(tx, url, version, lease_us=lease_us, now_us=now_us)
+    return tenant_id, server_id
+
+
+def account() -> str:
+    """The name of the account that this process runs as."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # an account without a name, in a container
+        return str(os.getuid())

@@ -1,0 +1,81 @@
+"""What loops do a piece at a time: wake tasks whose time has come, forget what is old."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from geres.store.database import Tx
+
+_PIECE = 1000
+_KEEP_KEYS_US = 24 * 3600 * 1_000_000
+
+
+def wake(tx: Tx, *, now_us: int, limit: int = _PIECE) -> list[int]:
+    """Queue the tasks whose time has come.  Returns them; `limit` of them means that there are more."""
+    ids = sorted(row[0] for row in tx.rows("tasks_to_wake", now_us=now_us, limit=limit))
+    if ids:
+        tx.run("wake_tasks", task_ids=ids, now_us=now_us)
+        tx.run("wake_lanes_of_tasks", task_ids=ids)
+    return ids
+
+
+def next_wake_us(tx: Tx) -> int | None:
+    """When the next task's time comes; None where none waits for a time."""
+    found = tx.value("next_wake")
+    return None if found is None else int(found)
+
+
+def forget_keys(tx: Tx, *, now_us: int, limit: int = _PIECE) -> int:
+    """Forget Idempotency-Keys after a day.  Returns how many."""
+    return tx.run("forget_idempotency", before_us=now_us - _KEEP_KEYS_US, limit=limit)
+
+
+@dataclass
+class Forgotten:
+    """What a piece of retention removed."""
+
+    tasks: int = 0
+    blobs: list[str] = field(default_factory=list)  #: keys that nothing names any more
+    more: bool = False
+
+
+def forget_tasks(tx: Tx, *, before_us: int, limit: int = _PIECE) -> Forgotten:
+    """Remove tasks that ended before a time, with their attempts, from the front of their results streams.
+
+    A task that something open still waits for, or whose result is behind one that stays, stays too.
+    """
+    done = Forgotten()
+    for job_id, cut in tx.rows("jobs_to_cut", before_us=before_us, limit=10):
+        # The stream stays without a gap: it is cut up to the first result that is to be kept.
+        first_kept = tx.value("first_kept_result", job_id=job_id, before_us=before_us)
+        last = tx.value("last_result_to_cut", job_id=job_id, after=cut, before=first_kept, limit=limit)
+        if last is None:
+            continue
+        done.blobs += [
+            key
+            for row in tx.rows("blobs_to_cut", job_id=job_id, after=cut, last=last)
+            for key in row
+            if key is not None
+        ]
+        tx.run("cut_results", job_id=job_id, last=last)
+        ids = [row[0] for row in tx.rows("tasks_to_forget", job_id=job_id, after=cut, last=last)]
+        counts = {state: int(n) for state, n in tx.rows("count_by_state", task_ids=ids)} if ids else {}
+        tx.run("drop_attempts", job_id=job_id, last=last)
+        if ids:
+            tx.run("drop_dependencies", task_ids=ids)
+            tx.run("drop_tasks", task_ids=ids)
+            four = {name: counts.get(name, 0) for name in ("succeeded", "failed", "cancelled", "skipped")}
+            tx.run("uncount_tasks", job_id=job_id, n=len(ids), **four)
+        done.tasks += len(ids)
+        done.more = True
+    return done
+
+
+def forget_jobs(tx: Tx, *, before_us: int, limit: int = 100) -> list[int]:
+    """Remove jobs that ended before a time and have no tasks left.  Returns them."""
+    ids = [row[0] for row in tx.rows("jobs_to_forget", before_us=before_us, limit=limit)]
+    if ids:
+        tx.run("drop_lanes", job_ids=ids)
+        tx.run("drop_specs", job_ids=ids)
+        tx.run("drop_jobs", job_ids=ids)
+    return ids
