@@ -48,10 +48,10 @@ def run(
       geres run --items files.txt -- wc -l {}
     """
     app.has_task_status = True
-    client = app.client
     live = not no_io and not (flags["array"] or flags["items"] or flags["from_"] or ":::" in words)
     wants_stdin = live and (has_stdin() if stdin is None else stdin)
-    work = read_work(client, words, flags, stdin=wants_stdin)
+    work = read_work(app, words, flags, stdin=wants_stdin)
+    client = app.client
     if work.dry_run:
         show_dry_run(client, work, json=False)
         return 0

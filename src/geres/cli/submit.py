@@ -31,8 +31,8 @@ def submit(app: App, /, words: tuple[str, ...], stdin: bool, json: bool, quiet: 
       geres submit --shell 'sort big.txt | uniq -c > counts.txt'
       geres submit gzip {} ::: *.txt
     """
+    work = read_work(app, words, flags, stdin=stdin)
     client = app.client
-    work = read_work(client, words, flags, stdin=stdin)
     if work.dry_run:
         show_dry_run(client, work, json=json)
         return

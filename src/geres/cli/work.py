@@ -38,7 +38,7 @@ class Work(msgspec.Struct, kw_only=True):
         return JobSpec(task=self.spec, array=self.array, max_parallel=self.max_parallel)
 
 
-def read_work(client: Any, words: Sequence[str], flags: Mapping[str, Any], *, stdin: bool = False) -> Work:
+def read_work(app: Any, words: Sequence[str], flags: Mapping[str, Any], *, stdin: bool = False) -> Work:
     """The request of a command line.  Raises Invalid, naming the option, before anything is sent.
 
     `stdin` gives a single task a stdin that a client can write to.
@@ -50,28 +50,31 @@ def read_work(client: Any, words: Sequence[str], flags: Mapping[str, Any], *, st
     words, listed = _listed(words, options)
     what_runs(options, words, flags, file)
     array, most = _array(flags, extra, listed)
+    if flags["from_"] and array is not None:
+        raise Invalid("from: does not go together with --array or --items")
     max_parallel = flags["max_parallel"] or most or extra.get("max_parallel")
     if max_parallel is not None and array is None:
         raise Invalid("max_parallel: goes with --array or --items; for a job, `geres job edit` sets it")
-    if "host" not in options:
-        place(options, flags["cwd"], flags["env"], sees=lambda path: _some_node_sees(client, path))
-    after = [*_after(extra.get("after", [])), *flags["after"]]
-    job = flags["job"] or extra.get("job")
     if stdin and array is None and not flags["from_"]:
         options["stdin"] = True
-    if flags["from_"]:
-        if array is not None:
-            raise Invalid("from: does not go together with --array or --items")
-        spec, rows = read_rows(flags["from_"], options)
-        return Work(spec=spec, rows=rows, job=job, after=after, dry_run=flags["dry_run"])
-    spec = spec_from_options(**options)
     work = Work(
-        spec=spec, array=array, max_parallel=max_parallel, job=job, after=after, dry_run=flags["dry_run"]
+        spec=spec_from_options(needs_command=not flags["from_"], **options),
+        array=array,
+        max_parallel=max_parallel,
+        job=flags["job"] or extra.get("job"),
+        after=[*_after(extra.get("after", [])), *flags["after"]],
+        dry_run=flags["dry_run"],
     )
+    if flags["from_"]:
+        work.rows = read_rows(flags["from_"], work.spec)
     if array is not None:
-        if job is not None or after:
-            raise Invalid("array: makes a job of its own; leave out " + ("--job" if job else "--after"))
+        if work.job is not None or work.after:
+            raise Invalid("array: makes a job of its own; leave out " + ("--job" if work.job else "--after"))
         check_job(work.job_spec())
+    if "host" not in options:
+        # Last, for it may ask the cluster: bad words are told without one.
+        place(options, flags["cwd"], flags["env"], sees=lambda path: _some_node_sees(app.client, path))
+        work.spec = spec_from_options(needs_command=not flags["from_"], **options)
     return work
 
 
@@ -127,12 +130,11 @@ def read_file(path: str) -> dict[str, Any]:
     return dict(values)
 
 
-def read_rows(path: str, options: dict[str, Any]) -> tuple[TaskSpec, list[TaskRow]]:
+def read_rows(path: str, defaults: TaskSpec) -> list[TaskRow]:
     """The tasks of a file with a JSON object or list in each line, over the options of the command line.
 
     Raises Invalid that names the first bad lines; then nothing was sent.
     """
-    defaults = spec_from_options(needs_command=False, **options)
     rows: list[TaskRow] = []
     bad: list[str] = []
     for number, line in enumerate(read_text(path, "from").splitlines(), 1):
@@ -160,7 +162,7 @@ def read_rows(path: str, options: dict[str, Any]) -> tuple[TaskSpec, list[TaskRo
         )
     if not rows:
         raise Invalid(f"from: {path} holds no task", field="from")
-    return defaults, rows
+    return rows
 
 
 def _listed(words: Sequence[str], options: Mapping[str, Any]) -> tuple[Sequence[str], list[str] | None]:

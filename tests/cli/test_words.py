@@ -1,0 +1,99 @@
+"""A wrong word gets the right one, in one line, with status 2."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from geres.cli.help import exit_code_lines
+from geres.cli.main import cli
+from geres.cli.words import COMMANDS, MEANT
+from geres.errors import BY_CODE
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["squeue"], "geres tasks"),
+        (["sbatch", "x.sh"], "geres submit"),
+        (["ps"], "geres tasks"),
+        (["scancel", "12"], "geres cancel"),
+        (["submitt"], "geres submit"),
+        (["job", "shwo"], "geres job show"),
+        (["submit", "--mem", "2G", "x"], "-m / --memory"),
+        (["run", "--ntasks", "2", "x"], "-a / --array"),
+        (["submit", "--memry", "2G", "x"], "--memory"),
+        (["up", "--prot", "1"], "--port"),
+    ],
+)
+def test_a_wrong_word_gets_the_right_one(geres, words, meant):
+    done = geres(*words)
+    assert done.status == 2
+    assert done.out == ""
+    assert re.fullmatch(r"geres: invalid: [^\n]*did you mean [^\n]*\n", done.err), done.err
+    assert meant in done.err
+
+
+def test_a_word_like_nothing_gets_the_way_to_the_list(geres):
+    assert "`geres --help` lists them" in geres("xyzzy").err
+
+
+def test_what_is_proposed_exists():
+    for proposal in MEANT.values():
+        words = proposal.split()[1:]
+        assert words[0] in COMMANDS[""], proposal
+
+
+def _all_commands():
+    for within, entries in COMMANDS.items():
+        for name in entries:
+            yield [*within.split(), name]
+
+
+@pytest.mark.parametrize("words", list(_all_commands()), ids=" ".join)
+def test_every_command_has_its_help(geres, words):
+    done = geres(*words, "--help")
+    if words not in (["server"], ["agent"]):  # they pass their words on
+        assert (done.status, done.err) == (0, "")
+        assert f"Usage: geres {' '.join(words)}" in done.out
+
+
+def test_one_letter_means_one_thing_everywhere():
+    import click
+
+    meanings: dict[str, set[str]] = {}
+    context = click.Context(cli)
+    for words in _all_commands():
+        command = cli
+        for word in words:
+            command = command.get_command(context, word)
+        for option in command.params:
+            for short in option.opts:
+                if re.fullmatch("-[a-zA-Z]", short):
+                    meanings.setdefault(short, set()).add(option.name)
+    same = {"limit", "tail", "most"}  # all of -n: how many lines
+    ambiguous = {
+        short: names for short, names in meanings.items() if len(names - same) + bool(names & same) > 1
+    }
+    assert ambiguous == {"-r": {"resources"}} or ambiguous == {}
+
+
+def test_the_table_of_exit_statuses_has_every_code():
+    text = "\n".join(exit_code_lines())
+    for code, kind in BY_CODE.items():
+        if code != "error":
+            assert re.search(rf"^  {kind.exit_status}  .*\b{code}\b", text, re.M), code
+
+
+def test_help_on_a_command_is_its_help(geres):
+    assert geres("help", "job", "create").out.startswith("Usage: geres job create")
+    assert "128+N" in geres("help", "exit-codes").out
+    assert geres("help", "nothing").status == 4
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts_come_for_each_shell(geres, shell):
+    done = geres("completion", shell)
+    assert done.status == 0
+    assert "_GERES_COMPLETE" in done.out
