@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+TYPE_CHECKING = False  #: importing typing would cost the supervisor a megabyte
+if TYPE_CHECKING:
+    from typing import Any
+
 from geres.agent.capture import File
 from geres.agent.folders import Slot
 
@@ -147,4 +151,7 @@ Usage = tuple[float, float, int | None, int, int, int, int, int, int]
 #: and `message` are None unless the supervisor decided.  `stdout` and `stderr` are (bytes written, the last
 #: of them, path of the whole or None), or None where they are not kept.  `memo` is that of the specification
 #: where there is a folder.
-End = tuple[object, ...]
+if TYPE_CHECKING:
+    End = tuple[Any, ...]
+else:
+    End = tuple

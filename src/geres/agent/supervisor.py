@@ -378,13 +378,13 @@ class Supervisor:
     # -- output files and stdin
 
     def _lend(self, caller: socket.socket, key: Key) -> None:
-        """Answer with (state or None, stdin bytes written, streams, folder) and the attempt's output files.
+        """Answer with (state or None, stdin bytes written, streams, folder, output limit) and the output files.
 
         `streams` says which files: "oe", "o" or "e".
         """
         attempt = self._running.attempts.get(key)
         files: list[int] = []
-        answer: tuple = (None, 0, "", None)  # type: ignore[type-arg]
+        answer: tuple = (None, 0, "", None, 0)  # type: ignore[type-arg]
         if attempt is not None:
             streams = ""
             if attempt.state is not WAITING:
@@ -394,7 +394,8 @@ class Supervisor:
                         files.append(file.fd)
                         streams += name
             folder = attempt.slot.path if attempt.slot is not None else None
-            answer = (attempt.state, attempt.stdin_written, streams, folder)
+            limit = attempt.spec.output_limit_bytes
+            answer = (attempt.state, attempt.stdin_written, streams, folder, limit)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
         try:
             caller.sendmsg([pack(answer)], rights)

@@ -1,0 +1,177 @@
+"""The agent's connection to a server: opened again and again, for as long as the agent lives."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import msgspec
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+from geres.agent.machine import heartbeat, hello
+from geres.agent.node import Node
+from geres.config import AgentConfig
+from geres.model.wire import Frame, Welcome, decode, encode
+
+log = logging.getLogger("geres.agent.channel")
+
+_FIRST_PAUSE_SECONDS = 0.1
+_LONGEST_PAUSE_SECONDS = 5.0
+_OPEN_SECONDS = 15.0
+_WELCOME_SECONDS = 30.0
+_SILENT_LEASES = 2.0  #: without an answer to a heartbeat for so many leases, the connection counts as dead
+
+
+class Refused(Exception):
+    """The server said why it does not go on with this connection."""
+
+
+def websocket_url(url: str, path: str) -> str:
+    """`ws://host/path` for `http://host`."""
+    scheme, _, rest = url.rstrip("/").partition("://")
+    return f"{'wss' if scheme in ('https', 'wss') else 'ws'}://{rest}{path}"
+
+
+def open_websocket(url: str, path: str, token: str, ping_seconds: float | None) -> connect:
+    """A WebSocket to a server, to be entered.  The servers of one machine are never reached through a proxy."""
+    loopback = "://127." in url or "://localhost" in url or "://[::1]" in url
+    return connect(
+        websocket_url(url, path),
+        additional_headers={"Authorization": f"Bearer {token}"},
+        compression=None,
+        max_size=None,
+        open_timeout=_OPEN_SECONDS,
+        ping_interval=ping_seconds,
+        ping_timeout=ping_seconds,
+        proxy=None if loopback else True,
+        user_agent_header=None,
+    )
+
+
+class Channel:
+    def __init__(
+        self,
+        node: Node,
+        config: AgentConfig,
+        folder: Path,
+        url: str,
+        token: str,
+        jitter: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._node = node
+        self._config = config
+        self._folder = folder
+        self._url = url
+        self._token = token
+        self._jitter = jitter
+        self._bell = asyncio.Event()
+        self.leaving = False
+        self.is_connected = False
+        self._answered_at = 0.0
+        node.wake = self._bell.set
+
+    async def run(self) -> None:
+        """Connect, serve, connect again, until cancelled."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            began = time.monotonic()
+            try:
+                await self._serve()
+                why = "the server closed it"
+            except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, Refused) as error:
+                why = str(error) or type(error).__name__
+            except InvalidURI as error:
+                raise SystemExit(f"geres agent: {self._url!r} is no address of a server: {error}") from None
+            self.is_connected = False
+            if time.monotonic() - began > _LONGEST_PAUSE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            log.warning("no connection to %s (%s), next try in %.1f s", self._url, why, pause)
+            await anyio.sleep(pause * self._jitter(0.5, 1.5))
+            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def leave(self) -> None:
+        """Tell the server that this node takes nothing more."""
+        self.leaving = True
+        self._bell.set()
+
+    async def _serve(self) -> None:
+        node = self._node
+        await node.listed.wait()
+        async with open_websocket(self._url, "/v1/agents", self._token, 20.0) as socket:
+            attempts, running = node.keys()
+            await socket.send(encode(Frame(hello=hello(self._config, self._folder, attempts, running))))
+            with anyio.fail_after(_WELCOME_SECONDS):
+                first = _read(await socket.recv())
+            if first.welcome is None:
+                raise Refused(first.error or "its first frame is no welcome")
+            log.info("connected to %s, epoch %d", self._url, first.welcome.epoch)
+            node.connected()
+            self._answered_at = time.monotonic()
+            self.is_connected = True
+            node.obey(first)
+            self._bell.set()
+            await self._talk(socket, first.welcome)
+
+    async def _talk(self, socket: ClientConnection, welcome: Welcome) -> None:
+        refusal: list[str] = []
+        async with anyio.create_task_group() as group:
+
+            async def listen() -> None:
+                async for data in socket:
+                    frame = _read(data)
+                    if frame.heartbeat_ack:
+                        self._answered_at = time.monotonic()
+                    self._node.obey(frame)
+                    if frame.error is not None:
+                        refusal.append(frame.error)
+                        break
+                group.cancel_scope.cancel()
+
+            group.start_soon(self._write, socket)
+            group.start_soon(self._beat, socket, welcome)
+            group.start_soon(listen)
+        if refusal:
+            raise Refused(refusal[0])
+
+    async def _write(self, socket: ClientConnection) -> None:
+        """Send what there is to tell, one frame for all that has gathered."""
+        said_leave = False
+        while True:
+            await self._bell.wait()
+            self._bell.clear()
+            try:
+                while (frame := self._node.next_frame(time.monotonic())) is not None:
+                    await socket.send(encode(frame))
+                if self.leaving and not said_leave:
+                    said_leave = True
+                    await socket.send(encode(Frame(drain=True)))
+            except ConnectionClosed:
+                return  # the reader hears of it too
+
+    async def _beat(self, socket: ClientConnection, welcome: Welcome) -> None:
+        node = self._node
+        while True:
+            beat = heartbeat(self._folder, node.unreported(), node.draining)
+            try:
+                await socket.send(encode(Frame(heartbeat=beat)))
+            except ConnectionClosed:
+                return
+            node.repeat(time.monotonic())
+            await anyio.sleep(welcome.heartbeat_seconds)
+            if time.monotonic() - self._answered_at > welcome.lease_seconds * _SILENT_LEASES:
+                log.warning("the server has not answered for %g s", time.monotonic() - self._answered_at)
+                await socket.close(1001)
+                return
+
+
+def _read(data: str | bytes) -> Frame:
+    try:
+        return decode(data if isinstance(data, bytes) else data.encode())
+    except msgspec.MsgspecError as error:
+        raise Refused(f"a frame cannot be read: {error}") from None

@@ -1,0 +1,69 @@
+"""The facts of this machine that a server is told."""
+
+from __future__ import annotations
+
+import os
+import platform
+import pwd
+import socket
+from pathlib import Path
+
+import psutil
+
+import geres
+from geres.agent.supervisor import boot_id
+from geres.config import AgentConfig, host_id
+from geres.model.wire import PROTOCOL, AttemptKey, Heartbeat, Hello, attempts_checksum
+
+
+def cpu_count() -> int:
+    """The cpus that we may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def gpu_count() -> int:
+    """The gpus that Linux shows; 0 where it shows none."""
+    return len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
+def node_name(config: AgentConfig) -> str:
+    return config.name or socket.gethostname()
+
+
+def hello(config: AgentConfig, folder: Path, attempts: list[AttemptKey], running: list[AttemptKey]) -> Hello:
+    return Hello(
+        protocol=PROTOCOL,
+        version=geres.__version__,
+        node=node_name(config),
+        boot_id=boot_id(),
+        host_id=host_id(),
+        host=socket.gethostname(),
+        arch=platform.machine(),
+        os=platform.system().lower(),
+        pid=os.getpid(),
+        account=pwd.getpwuid(os.getuid()).pw_name,
+        cpus=config.cpus or float(cpu_count()),
+        memory_bytes=config.memory_bytes or psutil.virtual_memory().total,
+        gpus=config.gpus if config.gpus >= 0 else gpu_count(),
+        resources=config.resources,
+        labels=config.labels,
+        shared_paths=list(config.shared_paths),
+        folder=str(folder / "tasks"),
+        attempts=attempts,
+        running=running,
+        pool=config.pool,
+        slots=config.slots,
+    )
+
+
+def heartbeat(folder: Path, attempts: list[AttemptKey], draining: bool) -> Heartbeat:
+    return Heartbeat(
+        count=len(attempts),
+        checksum=attempts_checksum(attempts),
+        available_memory_bytes=psutil.virtual_memory().available,
+        disk_free_bytes=psutil.disk_usage(str(folder)).free,
+        draining=draining,
+    )

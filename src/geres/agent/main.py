@@ -1,0 +1,289 @@
+"""`geres agent`: makes this machine a node.  The network side; tasks belong to the supervisor and outlive us."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import gc
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from geres import config as settings
+from geres.agent.channel import Channel
+from geres.agent.link import Link, ask, socket_path
+from geres.agent.local import Localities
+from geres.agent.machine import node_name
+from geres.agent.node import Node
+from geres.agent.orders import Orders, Place, account_environment
+from geres.agent.streams import Streams
+from geres.agent.upkeep import Upkeep
+from geres.agent.upload import Uploader
+from geres.config import AgentConfig
+from geres.errors import GeresError, Invalid
+from geres.model.units import parse_cpus, parse_size
+
+log = logging.getLogger("geres.agent")
+
+_SWEEP_SECONDS = 30.0
+_LAST_WORDS_SECONDS = 3.0
+_LONGEST_GRACE_SECONDS = 10.0
+_NO_GRACE_SECONDS = 1.5
+
+
+@dataclass(frozen=True)
+class Options:
+    """What an agent is started with."""
+
+    home: Path
+    url: str
+    token: str
+    config: AgentConfig
+    stop_tasks: bool = False  #: end the tasks on the way out, and the supervisor with them
+
+    @property
+    def folder(self) -> Path:
+        return self.home / "agent"
+
+
+class Stop:
+    """Signals: the first drains, the second stops now."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+
+    def signalled(self) -> None:
+        self.count += 1
+        (self.first if self.count == 1 else self.second).set()
+
+
+async def run(options: Options) -> None:
+    """Be a node until told to stop.  Raises TimeoutError where no supervisor can be started."""
+    folder, config = options.folder, options.config
+    place = Place(node_name(config), options.url, options.home, folder, account=account_environment())
+    _make_folders(folder, place)
+    localities = Localities()
+    upkeep = Upkeep(folder, socket_path(folder))
+    lost = asyncio.Event()
+    node: Node
+
+    def hear(frame: Any) -> None:
+        node.hear(frame)
+
+    link = Link(folder, options.home / "logs" / "supervisor.log", hear, lost.set)
+    orders = Orders(config, place, localities, link.send)
+    node = Node(orders, Uploader(options.url, options.token), upkeep)
+    node.link = link
+    streams = Streams(node, link.path, options.url, options.token)
+    node.open_stream = streams.open
+    upkeep.readers = streams.reader_of
+    channel = Channel(node, config, folder, options.url, options.token)
+    for path in place.account["PATH"].split(":"):
+        localities.is_local(path)
+    stop = Stop()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.signalled)
+    try:
+        async with anyio.create_task_group() as group:
+            await link.open()
+            group.start_soon(_keep_link, link, lost, node)
+            group.start_soon(channel.run)
+            group.start_soon(streams.run)
+            for _ in range(2):
+                group.start_soon(_forever, node.upload_step)
+            group.start_soon(_sweep, upkeep)
+            gc.freeze()
+            await _stop_in_order(stop, options, node, channel)
+            group.cancel_scope.cancel()
+    finally:
+        link.close()
+        upkeep.close()
+        localities.close()
+
+
+def _make_folders(folder: Path, place: Place) -> None:
+    for path in (folder, folder / "tasks", place.shared):
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+async def _keep_link(link: Link, lost: asyncio.Event, node: Node) -> None:
+    """Come back to the supervisor, or start another, whenever the connection to it ends."""
+    while True:
+        await lost.wait()
+        lost.clear()
+        log.warning("the supervisor is gone; another one is started")
+        link.reap()
+        node.orders.forget_supervisor()
+        await link.open()
+
+
+async def _forever(step: Any) -> None:
+    while True:
+        await step()
+
+
+async def _sweep(upkeep: Upkeep) -> None:
+    while True:
+        upkeep.sweep()
+        await anyio.sleep(_SWEEP_SECONDS)
+
+
+async def _stop_in_order(stop: Stop, options: Options, node: Node, channel: Channel) -> None:
+    """After the first signal: take nothing more, let tasks end; renewing the lease stops last."""
+    await stop.first.wait()
+    node.drain()
+    channel.leave()
+    log.info("stopping; %d tasks run here", node.running_count)
+    with anyio.move_on_after(options.config.drain_seconds if options.stop_tasks else None):
+        await _until_idle(stop, node)
+    if options.stop_tasks:
+        hurried = stop.second.is_set()
+        grace = _NO_GRACE_SECONDS if hurried else _LONGEST_GRACE_SECONDS
+        if node.running_count:
+            log.warning("ending %d tasks: %s", node.running_count, ", ".join(node.names()[:20]))
+            node.stop_tasks(node.attempts, grace)
+        with anyio.move_on_after(grace + _LAST_WORDS_SECONDS):
+            while node.running_count:
+                await anyio.sleep(0.02)
+    if channel.is_connected:
+        with anyio.move_on_after(_LAST_WORDS_SECONDS):
+            while node.ended or node.uploading:
+                await anyio.sleep(0.02)
+    node.link.send(("leave",))
+    await asyncio.sleep(0)
+
+
+async def _until_idle(stop: Stop, node: Node) -> None:
+    while node.running_count and not stop.second.is_set():
+        with anyio.move_on_after(0.05):
+            await stop.second.wait()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`geres agent`.  Returns the exit status."""
+    try:
+        options = _options(sys.argv[1:] if argv is None else argv)
+        lock = _lock(options.folder)
+    except GeresError as error:
+        print(f"geres: {error.code}: {error}", file=sys.stderr)
+        return error.exit_status
+    _set_up_logging()
+    try:
+        anyio.run(run, options, backend_options={"use_uvloop": _has_uvloop()})
+    except TimeoutError as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        os.close(lock)
+    return 0
+
+
+def _has_uvloop() -> bool:
+    try:
+        import uvloop  # noqa: F401  # not on every platform
+    except ImportError:
+        return False
+    return True
+
+
+def _options(argv: list[str]) -> Options:
+    words = _parser().parse_args(argv)
+    home = Path(words.home).absolute() if words.home else settings.home()
+    flags: dict[str, Any] = {
+        "agent.name": words.name,
+        "agent.pool": words.pool,
+        "agent.cpus": None if words.cpus is None else parse_cpus(words.cpus),
+        "agent.memory_bytes": None if words.memory is None else parse_size(words.memory),
+        "agent.gpus": words.gpus,
+        "agent.slots": words.slots,
+        "agent.resources": _pairs(words.resource, "resource", int) or None,
+        "agent.labels": _pairs(words.label, "label", str) or None,
+    }
+    config = settings.load(flags).checked().agent
+    url = words.url or os.environ.get("GERES_URL") or ""
+    if not url:
+        raise Invalid("--url: which server? write --url http://HOST:PORT", field="url")
+    path = home / "agent.token"
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise Invalid(f"{path}: the agent's token cannot be read: {error.strerror}", field="home") from None
+    return Options(home, url, token, config, words.stop_tasks)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="geres agent", description="Make this machine a node of a cluster.")
+    parser.add_argument(
+        "--home", metavar="DIR", help="folder with agent.token; what the agent has is in DIR/agent"
+    )
+    parser.add_argument("--url", metavar="URL", help="address of a server")
+    parser.add_argument("--name", metavar="NAME", help="the node's name; default: the host's")
+    parser.add_argument("--pool", "-p", metavar="NAME", help="pool of the node")
+    parser.add_argument("--cpus", "-c", metavar="N", help="cpus to offer; default: what the machine has")
+    parser.add_argument(
+        "--memory", "-m", metavar="SIZE", help="memory to offer; default: what the machine has"
+    )
+    parser.add_argument("--gpus", "-G", metavar="N", type=int, help="gpus to offer")
+    parser.add_argument("--slots", metavar="N", type=int, help="most tasks at once")
+    parser.add_argument(
+        "--resource", "-r", metavar="NAME=N", action="append", default=[], help="a named count"
+    )
+    parser.add_argument(
+        "--label", metavar="KEY=VALUE", action="append", default=[], help="a label of the node"
+    )
+    parser.add_argument(
+        "--stop-tasks",
+        action="store_true",
+        help="end the tasks when the agent is stopped, instead of leaving them",
+    )
+    return parser
+
+
+def _pairs(words: list[str], field: str, kind: type) -> dict[str, Any]:
+    pairs = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals):
+            raise Invalid(f"--{field}: {word!r} is no NAME=VALUE", field=field)
+        try:
+            pairs[name] = kind(value)
+        except ValueError:
+            raise Invalid(f"--{field}: {value!r} of {name} is no whole number", field=field) from None
+    return pairs
+
+
+def _lock(folder: Path) -> int:
+    """Hold the folder, for one agent at a time.  Raises Invalid where another agent has it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock = os.open(folder / "agent.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.pread(lock, 32, 0).decode().strip()
+        os.close(lock)
+        raise Invalid(f"an agent already works in {folder} (process {pid})", field="home") from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _set_up_logging() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+
+
+def stop_supervisor(home: Path, grace_seconds: float) -> bool:
+    """End the tasks and the supervisor of a home whose agent is gone.  False where there is no supervisor."""
+    return ask(socket_path(home / "agent"), "stop", grace_seconds) is not None

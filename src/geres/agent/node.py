@@ -1,0 +1,336 @@
+"""The agent's mind: the attempts of this node, what servers say of them, what the supervisor reports."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from geres.agent.ends import ended_of, large_files
+from geres.agent.link import Link
+from geres.agent.orders import Orders
+from geres.agent.upkeep import Upkeep
+from geres.agent.upload import Uploader
+from geres.model.ids import show_task
+from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Stream
+
+log = logging.getLogger("geres.agent.node")
+
+WAITING, RUNNING, ENDED = "waiting", "running", "ended"
+_REPEAT_SECONDS = 10.0
+_MOST_FRAME_BYTES = 4 << 20
+
+
+class Node:
+    """One for each agent process; all of it belongs to the event loop.
+
+    `outbox` gathers what the next frame to the server carries, `wake` rings for it.
+    """
+
+    def __init__(self, orders: Orders, uploader: Uploader, upkeep: Upkeep) -> None:
+        self.orders = orders
+        self.link: Link  # set once, before anything is heard
+        self._uploader = uploader
+        self._upkeep = upkeep
+        self.attempts: dict[AttemptKey, str] = {}
+        self.ended: dict[AttemptKey, Ended] = {}  # reported or to be reported, not acknowledged
+        self.started: list[tuple[int, int, int]] = []
+        self.asked: list[tuple[int, int, str]] = []
+        self._to_send: dict[AttemptKey, None] = {}
+        self._sent_at: dict[AttemptKey, float] = {}
+        self._held: list[Assign] = []
+        self.draining = False
+        self.wake: Callable[[], None] = lambda: None
+        self.listed = asyncio.Event()
+        self.changed: dict[AttemptKey, asyncio.Event] = {}  # for those who follow an attempt
+        self.stdin_given: dict[AttemptKey, int] = {}  # bytes that the task's pipe took; -1: it takes no more
+        self._stdin_bells: dict[AttemptKey, asyncio.Event] = {}
+        self.open_stream: Callable[[Stream], None] = lambda stream: None
+        self._uploads: dict[AttemptKey, tuple[Ended, dict[str, str], int]] = {}
+        self._uploading: set[AttemptKey] = set()
+        self.upload_bell = asyncio.Event()
+
+    # -- what the server says
+
+    def obey(self, frame: Frame) -> None:
+        """Work through a frame of the server, part after part."""
+        for spec in frame.specs:
+            self.orders.learn(spec)
+        if frame.assign:
+            self._assign(frame.assign)
+        for ask in frame.ask:
+            self._ask(ask)
+        if frame.kill:
+            self._forget(frame.kill, kill=True)
+        for stream in frame.streams:
+            self.open_stream(stream)
+        if frame.ack:
+            self._forget(frame.ack, kill=False)
+        if frame.drain:
+            self.link.send(("recall_all",))
+
+    def drain(self) -> None:
+        """Start nothing more, and give back what waits."""
+        self.draining = True
+        self.link.send(("recall_all",))
+
+    def _assign(self, assigns: list[Assign]) -> None:
+        starts = []
+        for assign in assigns:
+            key = (assign.task, assign.attempt)
+            state = self.attempts.get(key)
+            if state == ENDED:
+                self._to_send[key] = None
+                self.wake()
+            elif state is not None:
+                continue
+            elif self.draining:
+                self._end_here(Ended(*key, "given_back"))
+            elif (start := self._start(assign)) is not None:
+                self.attempts[key] = WAITING
+                starts.append(start)
+        if starts:
+            self.link.send(("start", starts))
+
+    def _start(self, assign: Assign) -> tuple[Any, ...] | None:
+        key = (assign.task, assign.attempt)
+        try:
+            spec = self.orders.spec_of(assign)
+            if spec is not None and spec.handler is not None:
+                message = f"this version of geres runs no handlers; {spec.handler!r} cannot be loaded"
+                self._end_here(Ended(*key, "failed", "handler_load", message))
+                return None
+            return self.orders.start(assign)
+        except KeyError:
+            message = f"the server did not send specification {assign.spec_id}"
+            self._end_here(Ended(*key, "failed", "internal", message))
+            return None
+
+    def _ask(self, ask: Ask) -> None:
+        key = (ask.task, ask.attempt)
+        if key not in self.attempts or self.attempts[key] == ENDED:
+            if key in self.ended:
+                self._to_send[key] = None
+                self.wake()
+            return
+        if ask.action == "cancel":
+            self.end(key, ("cancelled", "requested", ask.why or None), None)
+        elif ask.action == "signal":
+            self.link.send(("signal", key, ask.signal))
+            self._answer(key, "signal")
+        elif ask.action == "suspend":
+            self.link.send(("signal", key, 19))
+            self._answer(key, "suspend")
+        elif ask.action == "resume":
+            self.link.send(("signal", key, 18))
+            self._answer(key, "resume")
+        elif ask.action == "recall":
+            self.link.send(("recall", [key]))
+
+    def _answer(self, key: AttemptKey, action: str) -> None:
+        self.asked.append((*key, action))
+        self.wake()
+
+    def end(self, key: AttemptKey, verdict: tuple[str, str, str | None], grace: float | None) -> None:
+        """TERM, the grace (None: the task's own), KILL."""
+        self.link.send(("end", key, *verdict, grace))
+
+    def _forget(self, keys: list[AttemptKey], kill: bool) -> None:
+        names = [tuple(key) for key in keys]
+        for name in names:
+            key = (name[0], name[1])
+            self.attempts.pop(key, None)
+            report = self.ended.pop(key, None)
+            self._to_send.pop(key, None)
+            self._sent_at.pop(key, None)
+            self._uploads.pop(key, None)
+            if report is not None:
+                self._upkeep.acknowledged(key)
+            if kill:
+                self._notify(key)
+        self.link.send(("kill" if kill else "ack", names))
+
+    # -- what the supervisor says
+
+    def hear(self, frame: tuple[Any, ...]) -> None:
+        """Take in one frame of the supervisor."""
+        what = frame[0]
+        if what == "report":
+            for task, attempt, started_us in frame[1]:
+                key = (task, attempt)
+                if key in self.attempts:
+                    self.attempts[key] = RUNNING
+                    self.started.append((task, attempt, started_us))
+                    self._notify(key)
+            for end in frame[2]:
+                self._take_end(end)
+            self.wake()
+        elif what == "large":
+            self._upkeep.grown(frame[1])
+        elif what == "stdin":
+            key = tuple(frame[1])
+            self.stdin_given[key] = frame[2]
+            if (bell := self._stdin_bells.pop(key, None)) is not None:
+                bell.set()
+        elif what == "list":
+            self._take_list(*frame[1:])
+
+    def _take_list(
+        self,
+        pid: int,
+        boot_id: str,
+        waiting: list[AttemptKey],
+        running: list[tuple[int, int, int, int, int]],
+        ended: list[tuple[Any, ...]],
+    ) -> None:
+        """A (new) connection to the supervisor begins with all that it has."""
+        here = {key: state for key, state in self.attempts.items() if key in self.ended and state == ENDED}
+        gone = [key for key in self.attempts if key not in here]
+        self.attempts = here | dict.fromkeys(waiting, WAITING)
+        self.attempts |= {(entry[0], entry[1]): RUNNING for entry in running}
+        for end in ended:
+            self._take_end(end)
+        for key in gone:
+            if key not in self.attempts:
+                self._lose(key)
+        log.info(
+            "supervisor %d has %d running, %d waiting, %d ended", pid, len(running), len(waiting), len(ended)
+        )
+        self.listed.set()
+        self.wake()
+
+    def _lose(self, key: AttemptKey) -> None:
+        """It was given to a supervisor that died before it wrote that down."""
+        self._end_here(Ended(*key, "given_back"))
+
+    def _take_end(self, end: tuple[Any, ...]) -> None:
+        key = (end[0], end[1])
+        if key in self.ended or key in self._uploads:
+            return
+        report = ended_of(end)
+        self.attempts[key] = ENDED
+        self.stdin_given.pop(key, None)
+        self._notify(key)
+        if report.folder is not None:
+            limit, retain_seconds = end[13] or (0, 0.0)
+            files = large_files(end)
+            report.folder = self._upkeep.keep(key, report.folder, retain_seconds, files)
+            if files:
+                self._uploads[key] = (report, files, limit)
+                self.upload_bell.set()
+                return
+        self._report(report)
+
+    def _end_here(self, report: Ended) -> None:
+        """An end that the supervisor knows nothing of."""
+        report.ended_us = time.time_ns() // 1000
+        self.attempts[report.task, report.attempt] = ENDED
+        self._notify((report.task, report.attempt))
+        self._report(report)
+        self.wake()
+
+    def _report(self, report: Ended) -> None:
+        key = (report.task, report.attempt)
+        self.ended[key] = report
+        self._to_send[key] = None
+
+    def _notify(self, key: AttemptKey) -> None:
+        event = self.changed.get(key)
+        if event is not None:
+            event.set()
+        if self.attempts.get(key) == ENDED and (bell := self._stdin_bells.pop(key, None)) is not None:
+            bell.set()
+
+    def stdin_bell(self, key: AttemptKey) -> asyncio.Event:
+        """Rings once, when the task has taken input or takes none any more."""
+        return self._stdin_bells.setdefault(key, asyncio.Event())
+
+    @property
+    def uploading(self) -> bool:
+        return bool(self._uploads)
+
+    # -- uploads
+
+    async def upload_step(self) -> bool:
+        """Upload the outputs that wait for it, one attempt.  True where there are more."""
+        if not self._uploads:
+            self.upload_bell.clear()
+            await self.upload_bell.wait()
+        key = next((key for key in self._uploads if key not in self._uploading), None)
+        if key is None:
+            await asyncio.sleep(0.05)
+            return True
+        report, files, limit = self._uploads[key]
+        self._uploading.add(key)
+        try:
+            await self._uploader.upload(report, files, limit)
+        finally:
+            self._uploading.discard(key)
+        if self._uploads.pop(key, None) is not None:
+            self._report(report)
+            self.wake()
+        return True
+
+    # -- what is sent to the server
+
+    def keys(self) -> tuple[list[AttemptKey], list[AttemptKey]]:
+        """(all attempts, those that run), for a hello."""
+        return list(self.attempts), [key for key, state in self.attempts.items() if state == RUNNING]
+
+    def unreported(self) -> list[AttemptKey]:
+        """The attempts that the server believes to be here: all whose end it has not been sent."""
+        return [key for key in self.attempts if key not in self._sent_at]
+
+    def connected(self) -> None:
+        """A new connection: every end that is not acknowledged is reported again."""
+        self.orders.forget_server()
+        self._sent_at.clear()
+        self.started = [(a, b, at) for a, b, at in self.started if self.attempts.get((a, b)) == RUNNING]
+        self.asked.clear()
+        self._to_send = dict.fromkeys(self.ended)
+
+    def repeat(self, now: float) -> None:
+        """Send again the ends that have not been acknowledged for long."""
+        late = [key for key, at in self._sent_at.items() if now - at > _REPEAT_SECONDS and key in self.ended]
+        if late:
+            self._to_send |= dict.fromkeys(late)
+            self.wake()
+
+    def next_frame(self, now: float) -> Frame | None:
+        """What there is to tell the server, as much as one frame should hold; None for nothing."""
+        ended: list[Ended] = []
+        size = 0
+        for key in self._to_send:
+            report = self.ended[key]
+            size += 200 + len(report.stdout) + len(report.stderr)
+            if ended and size > _MOST_FRAME_BYTES:
+                break
+            ended.append(report)
+        for report in ended:
+            key = (report.task, report.attempt)
+            del self._to_send[key]
+            self._sent_at[key] = now
+        started, asked = self.started, self.asked
+        if not (ended or started or asked):
+            return None
+        self.started, self.asked = [], []
+        if started and ended:
+            over = {(report.task, report.attempt) for report in ended}
+            started = [entry for entry in started if (entry[0], entry[1]) not in over]
+        return Frame(started=started, ended=ended, asked=asked)
+
+    # -- the end of the agent
+
+    @property
+    def running_count(self) -> int:
+        return sum(1 for state in self.attempts.values() if state != ENDED)
+
+    def stop_tasks(self, keys: Iterable[AttemptKey], grace: float) -> None:
+        for key in list(keys):
+            if self.attempts.get(key) in (WAITING, RUNNING):
+                self.end(key, ("cancelled", "requested", "geres was stopped on this node"), grace)
+
+    def names(self) -> list[str]:
+        return [show_task(task) for (task, _), state in self.attempts.items() if state == RUNNING]

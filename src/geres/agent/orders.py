@@ -1,0 +1,202 @@
+"""What a server assigns, in the words of the supervisor: argv, environment, folders, limits."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shlex
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from geres.agent.local import Localities
+from geres.config import AgentConfig
+from geres.model.ids import job_of
+from geres.model.placeholders import replace_all
+from geres.model.tasks import TaskSpec
+from geres.model.wire import Assign, Spec
+
+_MOST_KEYS = 1000
+_FALLBACK_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass
+class Place:
+    """The facts of this node that tasks are told."""
+
+    node: str
+    url: str
+    home: Path
+    folder: Path  #: of the agent
+    is_up_home: bool = True  #: the home is that of a `geres up`
+    account: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def shared(self) -> Path:
+        return self.folder / "shared"
+
+
+def account_environment() -> dict[str, str]:
+    """HOME, USER, LOGNAME, SHELL, PATH, LANG and TZ of the account that we run as."""
+    entry = pwd.getpwuid(os.getuid())
+    found = {
+        "HOME": entry.pw_dir,
+        "USER": entry.pw_name,
+        "LOGNAME": entry.pw_name,
+        "SHELL": entry.pw_shell or "/bin/sh",
+        "PATH": os.environ.get("PATH", _FALLBACK_PATH),
+    }
+    found |= {name: os.environ[name] for name in ("LANG", "TZ") if name in os.environ}
+    return found
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _meta_name(key: str) -> str:
+    return "GERES_META_" + "".join(c if c.isascii() and c.isalnum() else "_" for c in key).upper()
+
+
+class Orders:
+    """Turns assignments into starts.  A specification is defined once with the supervisor, and then named by a key."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        place: Place,
+        localities: Localities,
+        send: Callable[[tuple[Any, ...]], None],
+    ) -> None:
+        self._config = config
+        self._place = place
+        self._local = localities
+        self._send = send
+        self._specs: dict[int, Spec] = {}
+        self._keys: OrderedDict[tuple[Any, ...], int] = OrderedDict()
+        self._next_key = 1
+        self._wrap = shlex.split(config.wrap)
+
+    def forget_server(self) -> None:
+        """A new connection: specifications are sent anew."""
+        self._specs.clear()
+
+    def forget_supervisor(self) -> None:
+        """A new supervisor, or a new connection to it: it has no specifications."""
+        self._keys.clear()
+
+    def learn(self, spec: Spec) -> None:
+        self._specs[spec.spec_id] = spec
+
+    def spec_of(self, assign: Assign) -> TaskSpec | None:
+        known = self._specs.get(assign.spec_id)
+        return None if known is None else known.spec
+
+    def start(self, assign: Assign) -> tuple[Any, ...]:
+        """The supervisor's order for one attempt, its specification defined before.  Raises KeyError for an unknown
+        specification."""
+        known = self._specs[assign.spec_id]
+        spec = known.spec
+        argv = assign.argv
+        extra: dict[str, Any] = {}
+        env: dict[bytes, bytes] = {}
+        if assign.is_array:
+            argv = [replace_all(word, assign.task, assign.item) for word in argv or _argv(spec)]
+            env[b"GERES_ARRAY_INDEX"] = b"%d" % (assign.task & 0xFFFFFFFF)
+            for stream, path in (("stdout", spec.stdout), ("stderr", spec.stderr)):
+                if path is not None and "{" in path:
+                    extra[stream] = _bytes(replace_all(path, assign.task, assign.item))
+        if assign.item is not None:
+            env[b"GERES_ITEM"] = _bytes(assign.item)
+        if assign.retry_count:
+            env[b"GERES_RETRY_COUNT"] = b"%d" % assign.retry_count
+        if assign.gpu_ids:
+            ids = ",".join(map(str, assign.gpu_ids)).encode()
+            env[b"GERES_GPUS"] = env[b"CUDA_VISIBLE_DEVICES"] = ids
+        if env:
+            extra["env"] = env
+        words = None if argv is None else [_bytes(word) for word in (*self._wrap, *argv)]
+        key = self._key(assign, known)
+        return (assign.task, assign.attempt, key, assign.lane, assign.ahead, words, extra or None)
+
+    def _key(self, assign: Assign, known: Spec) -> int:
+        spec = known.spec
+        direct = self._is_direct(spec, assign)
+        name = (assign.spec_id, job_of(assign.task), assign.job_name, assign.submitted_by, direct)
+        key = self._keys.get(name)
+        if key is not None:
+            self._keys.move_to_end(name)
+            return key
+        key = self._keys[name] = self._next_key
+        self._next_key += 1
+        self._send(("spec", key, self._fields(assign, known, direct)))
+        if len(self._keys) > _MOST_KEYS:
+            _, oldest = self._keys.popitem(last=False)
+            self._send(("drop", [oldest]))
+        return key
+
+    def _is_direct(self, spec: TaskSpec, assign: Assign) -> bool:
+        """True where nothing that a start touches can hang the supervisor."""
+        paths = [] if spec.cwd is None else [spec.cwd]
+        path = spec.env.get("PATH") or self._place.account["PATH"]
+        paths += [folder for folder in path.split(":") if folder.startswith("/")]
+        words = assign.argv or spec.command or []
+        named = (words[0] if words else None, spec.stdout, spec.stderr)
+        paths += [os.path.dirname(name) for name in named if name is not None and name.startswith("/")]
+        return all([self._local.is_local(path) for path in paths])
+
+    def _fields(self, assign: Assign, known: Spec, direct: bool) -> dict[str, Any]:
+        spec, config = known.spec, self._config
+        output_limit = min(spec.output_limit_bytes, config.output_limit_bytes)
+        fields = {
+            "argv": [_bytes(word) for word in (*self._wrap, *_argv(spec))],
+            "env": self._environment(assign, known),
+            "cwd": None if spec.cwd is None else _bytes(spec.cwd),
+            "direct": direct,
+            "umask": spec.umask,
+            "memory_bytes": int(spec.memory_bytes * config.limit_factor),
+            "stdin": spec.stdin,
+            "stdout": None if spec.stdout is None else _bytes(spec.stdout),
+            "stderr": None if spec.stderr is None else _bytes(spec.stderr),
+            "append": spec.append,
+            "merge": spec.merge,
+            "keep_output": spec.keep_output,
+            "output_limit_bytes": output_limit,
+            "time_limit_seconds": spec.time_limit_seconds,
+            "grace_seconds": spec.grace_seconds,
+            "memo": (output_limit, spec.retain_seconds),
+        }
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def _environment(self, assign: Assign, known: Spec) -> dict[bytes, bytes]:
+        spec, place = known.spec, self._place
+        env = dict(place.account)
+        env |= {
+            "GERES_JOB_ID": str(job_of(assign.task)),
+            "GERES_JOB_NAME": assign.job_name,
+            "GERES_NODE_ID": place.node,
+            "GERES_NODE_SHARED_DIR": str(place.shared),
+            "GERES_CPUS": f"{spec.cpus:g}",
+            "GERES_MEMORY_BYTES": str(spec.memory_bytes),
+            "GERES_URL": place.url,
+            "GERES_SUBMITTED_BY": assign.submitted_by,
+            "GERES_RETRY_COUNT": "0",
+        }
+        if place.is_up_home:
+            env["GERES_HOME"] = str(place.home)
+        for metas in (known.job_meta, spec.meta):
+            env |= {_meta_name(key): value for key, value in metas.items()}
+        env |= spec.env
+        return {_bytes(key): _bytes(value) for key, value in env.items() if _is_possible(key, value)}
+
+
+def _argv(spec: TaskSpec) -> list[str]:
+    if spec.shell is not None:
+        return ["/bin/sh", "-c", spec.shell]
+    return spec.command or []
+
+
+def _is_possible(key: str, value: str) -> bool:
+    return bool(key) and "=" not in key and "\0" not in key and "\0" not in value

@@ -1,0 +1,262 @@
+"""Live output and input: a second WebSocket for each attempt that a client follows."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import os
+import signal
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import anyio
+import anyio.to_thread
+import msgspec
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from geres.agent.channel import open_websocket
+from geres.agent.link import ask
+from geres.agent.node import ENDED, Node
+from geres.model.wire import AttemptKey, Stream
+
+log = logging.getLogger("geres.agent.streams")
+
+_PIECE_BYTES = 64 << 10
+_STDIN_WINDOW_BYTES = 256 << 10
+_POLL_SECONDS = 0.25  #: the guarantee; the file watch is the hint
+_FAST_POLL_SECONDS = 0.01  #: where there is no file watch
+_IN_MODIFY = 0x2
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder().decode
+
+
+class FileWatch:
+    """Calls when a file is written to, through inotify.  `works` is False where the system has none."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, asyncio.Event] = {}
+        self.works = False
+        try:
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            self._fd = self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, AttributeError):
+            return
+        if self._fd >= 0:
+            self.works = True
+            asyncio.get_running_loop().add_reader(self._fd, self._readable)
+
+    def add(self, fd: int, event: asyncio.Event) -> int:
+        """Set `event` at every write to the file of `fd`.  Returns what `remove` takes."""
+        if not self.works:
+            return -1
+        watch: int = self._libc.inotify_add_watch(self._fd, f"/proc/self/fd/{fd}".encode(), _IN_MODIFY)
+        if watch >= 0:
+            self._calls[watch] = event
+        return watch
+
+    def remove(self, watch: int) -> None:
+        if self._calls.pop(watch, None) is not None:
+            self._libc.inotify_rm_watch(self._fd, watch)
+
+    def close(self) -> None:
+        if self.works:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+            self.works = False
+
+    def _readable(self) -> None:
+        try:
+            data = os.read(self._fd, 65536)
+        except BlockingIOError:
+            return
+        at = 0
+        while at + 16 <= len(data):
+            event = self._calls.get(int.from_bytes(data[at : at + 4], "little"))
+            if event is not None:
+                event.set()
+            at += 16 + int.from_bytes(data[at + 12 : at + 16], "little")
+
+
+class Streams:
+    """All streams of this agent."""
+
+    def __init__(self, node: Node, socket_path: str, url: str, token: str) -> None:
+        self._node = node
+        self._socket_path = socket_path
+        self._url = url
+        self._token = token
+        self._group: anyio.abc.TaskGroup | None = None
+        self._watch: FileWatch | None = None
+        self._offsets: dict[tuple[AttemptKey, str], list[list[int]]] = {}
+
+    async def run(self) -> None:
+        """Serve the streams that are asked for, until cancelled."""
+        self._watch = FileWatch()
+        try:
+            async with anyio.create_task_group() as self._group:
+                await anyio.sleep_forever()
+        finally:
+            self._watch.close()
+
+    def open(self, stream: Stream) -> None:
+        """Begin a stream.  Where its attempt is not here, the other side is told so."""
+        if self._group is not None:
+            self._group.start_soon(self._serve, stream)
+
+    def reader_of(self, key: AttemptKey, stream: str) -> int | None:
+        """How far the slowest live reader of the attempt's stdout ("o") or stderr ("e") has come."""
+        places = self._offsets.get((key, stream))
+        return min(place[0] for place in places) if places else None
+
+    async def _serve(self, stream: Stream) -> None:
+        key = (stream.task, stream.attempt)
+        changed = self._node.changed.setdefault(key, asyncio.Event())
+        try:
+            async with open_websocket(self._url, stream.path, self._token, None) as socket:
+                await _Session(self._node, self._socket_path, self._watch, self._offsets, stream).run(
+                    socket, changed
+                )
+        except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError) as error:
+            log.info("the stream of %d.%d ended: %s", *key, error)
+        finally:
+            if self._node.attempts.get(key) in (None, ENDED):
+                self._node.changed.pop(key, None)
+
+
+class _Session:
+    """One stream: two tails, and input."""
+
+    def __init__(
+        self,
+        node: Node,
+        socket_path: str,
+        watch: FileWatch | None,
+        offsets: dict[tuple[AttemptKey, str], list[list[int]]],
+        stream: Stream,
+    ) -> None:
+        self._node = node
+        self._socket_path = socket_path
+        self._watch = watch
+        self._offsets = offsets
+        self._key: AttemptKey = (stream.task, stream.attempt)
+        query = {name: values[0] for name, values in parse_qs(urlsplit(stream.path).query).items()}
+        self._from_now = query.get("from") == "now"
+        self._seen = {"o": int(query.get("out", 0)), "e": int(query.get("err", 0))}
+        self._with_stdin = stream.with_stdin
+        self._asked_in = "in" in query
+
+    async def run(self, socket: ClientConnection, changed: asyncio.Event) -> None:
+        state, written, streams, fds = await self._borrow(changed)
+        try:
+            if state is not None:
+                if self._with_stdin:
+                    await self._send(socket, ["in", max(written, 0)])
+                async with anyio.create_task_group() as group:
+                    group.start_soon(self._take_input, socket, group.cancel_scope, written)
+                    await self._tail(socket, changed, dict(zip(streams, fds, strict=True)))
+                    group.cancel_scope.cancel()
+            await self._send(socket, ["end", self._end()])
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    async def _borrow(self, changed: asyncio.Event) -> tuple[str | None, int, str, list[int]]:
+        """The attempt's output files, once it has started; state None where it is not here."""
+        while True:
+            changed.clear()
+            if self._node.attempts.get(self._key) in (None, ENDED):
+                return None, 0, "", []
+            answer = await anyio.to_thread.run_sync(ask, self._socket_path, "borrow", *self._key)
+            if answer is None:
+                return None, 0, "", []
+            (state, written, streams, *_), fds = answer
+            if state != "waiting":
+                return state, written, streams, fds
+            with anyio.move_on_after(_POLL_SECONDS):
+                await changed.wait()
+
+    def _end(self) -> dict[str, Any]:
+        report = self._node.ended.get(self._key)
+        if report is None:
+            return {}
+        return {
+            "state": report.outcome,
+            "reason": report.reason,
+            "message": report.message,
+            "exit_code": report.exit_code,
+            "signal": report.signal,
+        }
+
+    async def _tail(self, socket: ClientConnection, changed: asyncio.Event, files: dict[str, int]) -> None:
+        """Send what the files hold and what is written to them, until the attempt is over."""
+        watch = self._watch
+        places = {name: [self._start(name, fd)] for name, fd in files.items()}
+        for name, place in places.items():
+            self._offsets.setdefault((self._key, name), []).append(place)
+        watches = [] if watch is None else [watch.add(fd, changed) for fd in files.values()]
+        pause = _POLL_SECONDS if watch is not None and watch.works else _FAST_POLL_SECONDS
+        try:
+            while True:
+                over = self._node.attempts.get(self._key) in (None, ENDED)
+                changed.clear()
+                for name, fd in files.items():
+                    await self._send_new(socket, name, fd, places[name])
+                if over:
+                    return
+                with anyio.move_on_after(pause):
+                    await changed.wait()
+        finally:
+            for number in watches:
+                if watch is not None:
+                    watch.remove(number)
+            for name, place in places.items():
+                readers = self._offsets[self._key, name]
+                readers.remove(place)
+                if not readers:
+                    del self._offsets[self._key, name]
+
+    def _start(self, name: str, fd: int) -> int:
+        seen = self._seen[name]
+        return max(os.fstat(fd).st_size, seen) if self._from_now and not seen else seen
+
+    async def _send_new(self, socket: ClientConnection, name: str, fd: int, place: list[int]) -> None:
+        while data := os.pread(fd, _PIECE_BYTES, place[0]):
+            await self._send(socket, [name, data])
+            place[0] += len(data)
+
+    async def _send(self, socket: ClientConnection, frame: list[Any]) -> None:
+        await socket.send(_pack(frame))
+
+    async def _take_input(self, socket: ClientConnection, scope: anyio.CancelScope, written: int) -> None:
+        """Carry out what the client sends.  Input waits until the task has taken most of what came before."""
+        sent = written
+        async for data in socket:
+            frame = _unpack(data if isinstance(data, bytes) else data.encode())
+            kind = frame[0]
+            if kind == "i" and self._with_stdin:
+                self._node.link.send(("stdin", self._key, bytes(frame[1])))
+                sent += len(frame[1])
+                await self._until_given(sent - _STDIN_WINDOW_BYTES)
+            elif kind == "eof" and self._with_stdin:
+                self._node.link.send(("eof", self._key))
+            elif kind == "sig":
+                number = _signal_number(frame[1])
+                if number:
+                    self._node.link.send(("signal", self._key, number))
+        scope.cancel()
+
+    async def _until_given(self, offset: int) -> None:
+        node, key = self._node, self._key
+        while 0 <= node.stdin_given.get(key, 0) < offset and node.attempts.get(key) not in (None, ENDED):
+            event = node.stdin_bell(key)
+            with anyio.move_on_after(1.0):
+                await event.wait()
+
+
+def _signal_number(name: Any) -> int:
+    if isinstance(name, int):
+        return name
+    text = str(name).upper().removeprefix("SIG")
+    return int(signal.Signals[f"SIG{text}"]) if f"SIG{text}" in signal.Signals.__members__ else 0

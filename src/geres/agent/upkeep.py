@@ -1,0 +1,170 @@
+"""What happens to files on this node besides running: large outputs, kept folders, disk allowances."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from geres.agent.ends import HEAD_BYTES
+from geres.agent.link import ask
+from geres.model.wire import AttemptKey
+
+log = logging.getLogger("geres.agent.upkeep")
+
+_RETAIN = ".retain"  #: in a kept folder: until when, seconds since 1970
+_DEFAULT_RETAIN_SECONDS = 7 * 86400.0
+_PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+_BLOCK = 4096
+_SLACK_BYTES = 1 << 20
+
+
+class Upkeep:
+    """Disk work goes to one thread, so that the event loop never waits for a disk."""
+
+    def __init__(self, folder: Path, socket_path: str, clock: Callable[[], float] = time.time) -> None:
+        self._tasks = folder / "tasks"
+        self._socket_path = socket_path
+        self._clock = clock
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
+        self._kept: dict[AttemptKey, tuple[Path, dict[str, str]]] = {}
+        self._holes: dict[tuple[AttemptKey, str], int] = {}  # up to where the middle of an output is freed
+        #: how far live readers have come: (attempt, stream "o" or "e") to an offset
+        self.readers: Callable[[AttemptKey, str], int | None] = lambda key, stream: None
+
+    def keep(self, key: AttemptKey, folder: str, retain_seconds: float, files: dict[str, str]) -> str | None:
+        """Note that an attempt left a folder.  Returns where it is, None where it is to vanish."""
+        path = Path(folder)
+        self._kept[key] = (path, files)
+        self._holes.pop((key, "o"), None)
+        self._holes.pop((key, "e"), None)
+        has_files = any(True for _ in _task_files(path))
+        if has_files:
+            until = self._clock() + (retain_seconds or _DEFAULT_RETAIN_SECONDS)
+            self._worker.submit(_mark, path, until)
+            return folder
+        return None
+
+    def acknowledged(self, key: AttemptKey) -> None:
+        """The server has the end: what was uploaded goes, and so does a folder that holds nothing else."""
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self._worker.submit(_tidy, *kept)
+
+    def sweep(self) -> None:
+        """Remove the folders whose time is over."""
+        self._worker.submit(_sweep, self._tasks, self._clock())
+
+    def grown(self, large: list[tuple[int, int, int, int]]) -> None:
+        """Attempts have written more than is kept: free the middle of their files."""
+        for task, attempt, _, _ in large:
+            self._worker.submit(self._free_middle, (task, attempt))
+
+    def close(self) -> None:
+        self._worker.shutdown(wait=True, cancel_futures=True)
+
+    def _free_middle(self, key: AttemptKey) -> None:
+        answer = ask(self._socket_path, "borrow", *key)
+        if answer is None:
+            return
+        (_, _, streams, *rest), fds = answer
+        limit = rest[1] if len(rest) > 1 else 0
+        try:
+            for stream, fd in zip(streams, fds, strict=True):
+                self._punch(key, stream, fd, limit)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _punch(self, key: AttemptKey, stream: str, fd: int, limit: int) -> None:
+        size = os.fstat(fd).st_size
+        head = min(HEAD_BYTES, limit // 2)
+        end = size - (limit - head)
+        reader = self.readers(key, stream)
+        if reader is not None:
+            end = min(end, reader)
+        start = max(self._holes.get((key, stream), 0), -(-head // _BLOCK) * _BLOCK)
+        end = end // _BLOCK * _BLOCK
+        if limit <= 0 or size <= limit or end - start < _SLACK_BYTES:
+            return
+        if punch_hole(fd, start, end - start):
+            self._holes[key, stream] = end
+
+
+def punch_hole(fd: int, offset: int, length: int) -> bool:
+    """Free a part of a file that keeps its size.  False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        fallocate = libc.fallocate
+    except AttributeError:
+        return False
+    fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+    return bool(fallocate(fd, _PUNCH, offset, length) == 0)
+
+
+def _task_files(folder: Path) -> list[Path]:
+    """What a task left that is worth keeping: neither uploaded output nor temporary files."""
+    found = []
+    for path in folder.iterdir():
+        if path.name in ("tmp", "out", _RETAIN):
+            continue
+        if path.name == "wd" and path.is_dir() and not path.is_symlink():
+            try:
+                found += list(path.iterdir())
+            except PermissionError:
+                found.append(path)
+        else:
+            found.append(path)
+    return found
+
+
+def _mark(folder: Path, until: float) -> None:
+    try:
+        (folder / _RETAIN).write_text(f"{until:.0f}\n")
+        shutil.rmtree(folder / "tmp", ignore_errors=True)
+    except OSError as error:
+        log.warning("%s cannot be marked: %s", folder, error)
+
+
+def _tidy(folder: Path, files: dict[str, str]) -> None:
+    try:
+        for path in files.values():
+            Path(path).unlink(missing_ok=True)
+        out = folder / "out"
+        if out.is_dir() and not any(out.iterdir()):
+            out.rmdir()
+        if not _task_files(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.parent.rmdir()
+    except OSError:
+        pass  # the job's folder still holds others
+
+
+def _sweep(tasks: Path, now: float) -> None:
+    for lost in tasks.glob(".lost-*"):
+        shutil.rmtree(lost, ignore_errors=True)
+    for job in tasks.iterdir():
+        if not job.name.isdigit():
+            continue
+        for folder in list(job.iterdir()):
+            if _is_over(folder, now):
+                shutil.rmtree(folder, ignore_errors=True)
+        try:
+            job.rmdir()
+        except OSError:
+            pass  # not empty
+
+
+def _is_over(folder: Path, now: float) -> bool:
+    try:
+        return float((folder / _RETAIN).read_text()) <= now
+    except (OSError, ValueError):
+        try:
+            return folder.stat().st_mtime + _DEFAULT_RETAIN_SECONDS <= now
+        except OSError:
+            return False
