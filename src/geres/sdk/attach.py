@@ -21,6 +21,7 @@ Frame = tuple[str, Any]
 _LONGEST_PAUSE_SECONDS = 2.0
 #: What was sent of stdin is kept so far back, to send it again after a break.
 _KEPT_BYTES = 16 << 20
+_BEFORE_A_START = ("blocked", "queued", "held")
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 
@@ -48,6 +49,7 @@ class Attachment:
         self._kept = bytearray()
         self._eof = False
         self._socket: ClientConnection | None = None
+        self._stack = contextlib.ExitStack()  #: closes the socket
         self._ready = False  #: open, and what a break lost was sent again: the next bytes may go
         self._may_write = threading.Condition()
         self._ended = False
@@ -121,8 +123,9 @@ class Attachment:
         if self._sent or self._eof:
             query += f"&in={self._sent}"
         url = f"ws{address.url.removeprefix('http')}/v1/tasks/{self._task_id}/attach?{query}"
+        stack = contextlib.ExitStack()
         try:
-            socket = connect(
+            opening = connect(
                 url,
                 additional_headers={"Authorization": f"Bearer {address.token}"},
                 compression=None,
@@ -132,10 +135,11 @@ class Attachment:
                 ping_timeout=None,  # a server that holds us back (the task does not read) answers no ping
                 proxy=None,
             )
+            socket = stack.enter_context(opening)
         except InvalidStatus as refused:
             raise _refusal(refused) from None
         with self._may_write:
-            self._socket = socket
+            self._socket, self._stack = socket, stack
             self._ready = not (self._sent or self._eof)
             self._may_write.notify_all()
 
@@ -157,6 +161,8 @@ class Attachment:
                 continue
             elif kind == "lost":
                 return
+            elif kind == "s" and value in _BEFORE_A_START:
+                self._seen = dict.fromkeys(self._seen, 0)  # the next attempt writes from the beginning
             elif kind == "end":
                 self._ended = True
             yield (kind, value)
@@ -189,10 +195,9 @@ class Attachment:
                 self._socket.send(_pack(frame))
 
     def _drop(self) -> None:
-        socket, self._socket, self._ready = self._socket, None, False
-        if socket is not None:
-            with contextlib.suppress(Exception):
-                socket.close()
+        self._socket, self._ready = None, False
+        with contextlib.suppress(Exception):
+            self._stack.close()
 
 
 def _refusal(refused: InvalidStatus) -> GeresError:
