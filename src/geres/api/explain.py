@@ -45,7 +45,9 @@ async def task(context: Context, caller: Caller, key: int) -> Why:
             return _blocked(facts, now_us)
         case TaskState.HELD:
             return _why(
-                facts.task, f"held since {_since(facts.task, now_us)}", next=f"geres release {facts.task.id}"
+                facts.task,
+                f"on purpose, for {_since(facts.task, now_us)}",
+                next=f"geres release {facts.task.id}",
             )
         case TaskState.QUEUED:
             nodes, place = context.dispatcher.explain(facts.task.pool, facts.demand)
@@ -132,7 +134,7 @@ def _where(about: Task, nodes: list[WhyNode], place: str | None) -> str:
 
 def _in_line(facts: TaskFacts, now_us: int) -> list[str]:
     about = facts.task
-    lines = [f"waits since {_since(about, now_us)}, with priority {about.priority}"]
+    lines = [f"waits for {_since(about, now_us)}, with priority {about.priority}"]
     if facts.before:
         many = "1000 or more" if facts.before >= 1000 else str(facts.before)
         lines.append(f"{many} tasks like it start first")
@@ -155,7 +157,7 @@ def _on_node(facts: TaskFacts, now_us: int) -> Why:
     about = facts.task
     lines = []
     if about.state is TaskState.ASSIGNED:
-        summary = f"given to node {about.node} {_since(about, now_us)}; it has not started it yet"
+        summary = f"given to node {about.node} {_since(about, now_us)} ago; it has not started it yet"
     else:
         started = parse_time(about.started_at or about.state_since)
         ran = (now_us - started) / 1e6
@@ -254,7 +256,7 @@ def _because(reason: str | None) -> str:
 
 
 def _since(about: Task, now_us: int) -> str:
-    return f"{show_duration(max(0.0, (now_us - parse_time(about.state_since)) / 1e6))} ago"
+    return show_duration(max(0.0, (now_us - parse_time(about.state_since)) / 1e6))
 
 
 async def job(context: Context, caller: Caller, job_id: int) -> Why:

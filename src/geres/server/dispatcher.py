@@ -209,6 +209,12 @@ class Dispatcher:
             if desk := self.desks.get(node_id):
                 desk.send(Frame(ask=[Ask(task, attempt, "cancel")]))
 
+    def end_now(self, attempts: Iterable[tuple[int, int, int]]) -> None:
+        """Have (node, task, attempt) ended that the store has ended already; their end frees the room."""
+        for node_id, task, attempt in attempts:
+            if desk := self.desks.get(node_id):
+                desk.send(Frame(ask=[Ask(task, attempt, "cancel")]))
+
     def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the connected nodes of the pool do not take such a task now, and the first that would."""
         reasons: dict[tuple[str, bool], list[str]] = {}
