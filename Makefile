@@ -36,7 +36,7 @@ fmt: environment ## format, and mend what can be mended
 
 docs: environment ## build the documentation into site/, after checking its generated pages
 	$(BIN)/python docs/generate.py --check
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict --quiet
 
 docs-write: environment ## write the generated pages of the documentation
 	$(BIN)/python docs/generate.py

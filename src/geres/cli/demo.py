@@ -20,7 +20,6 @@ from typing import Any
 import psutil
 from rich.console import Console
 from rich.markup import escape
-from rich.padding import Padding
 
 from geres.cli.demo_screen import Tally, Watch, slowest, totals
 from geres.cli.demo_work import MOST_TASKS, Method, Work, choose_method, collect
@@ -90,7 +89,8 @@ def _demo(console: Console, most: int) -> int:
         console.print(f"{' and '.join(method.missing)} missing here: Python does the work, only slower")
     console.print(
         f"{len(works):,} tasks: each compresses a Python file of this machine and prints the SHA-256 of the "
-        "result.\nOne more fails on purpose."
+        "result.  One more fails on purpose.",
+        soft_wrap=True,
     )
     with _cluster(console) as place:
         job = place.client.create_job("demo")
@@ -163,15 +163,15 @@ def _dead_letters(console: Console, client: Client) -> bool:
     for task in dead:
         info = client.task_info(task.id)
         why = client.why(task.id)
-        lines = [
-            f"{task.id}  {info.name}  {len(info.attempts)} attempts, exit {info.exit_code}",
-            *(f"stdout: {line}" for line in task.stdout().splitlines()),
-            *(f"stderr: {line}" for line in task.stderr().splitlines()),
-            f"why: {why.summary}",
-            *why.lines,
-            *([f"next: {why.next_command}"] if why.next_command else []),
-        ]
-        console.print(Padding(escape("\n".join(lines)), (0, 0, 0, 2)))
+        lines = [f"{task.id}  {info.name}  {len(info.attempts)} attempts, exit {info.exit_code}"]
+        for attempt in info.attempts:
+            for stream in ("stdout", "stderr"):
+                written = b"".join(client.logs(task.id, stream=stream, attempt=attempt.attempt))
+                lines += [f"  {stream}: {line}" for line in written.decode(errors="replace").splitlines()]
+        lines += [f"  why: {why.summary}", *(f"  {line}" for line in why.lines)]
+        if why.next_command:
+            lines.append(f"  next: {why.next_command}")
+        console.print("\n".join(f"  {line}" for line in lines), markup=False, soft_wrap=True)
     return [(task.exit_code, task.attempt) for task in dead] == [(3, 2)]
 
 
@@ -179,7 +179,7 @@ def _say_next(console: Console) -> None:
     console.print("\n[bold]what to try next[/bold]")
     width = max(len(command) for command, _ in _NEXT)
     for command, words in _NEXT:
-        console.print(f"  {escape(command.ljust(width))}  {words}")
+        console.print(f"  {escape(command.ljust(width))}  {words}", soft_wrap=True)
 
 
 def _name(label: str) -> str:
@@ -205,7 +205,7 @@ def _cluster(console: Console) -> Iterator[_Place]:
                 start_new_session=True,  # Ctrl-C is ours: we stop it in order
             )
         client = _connect(home, keeper)
-        console.print(f"a cluster of its own runs at {client.url} (GERES_HOME={home})")
+        console.print(f"a cluster of its own runs at {client.url} (GERES_HOME={home})", soft_wrap=True)
         yield _Place(home, client, psutil.Process(keeper.pid))
         client.close()
     finally:

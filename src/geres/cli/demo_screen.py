@@ -13,7 +13,7 @@ from rich.table import Table
 
 from geres.model.states import TaskState
 from geres.model.tasks import Attempt
-from geres.model.units import show_duration, show_size
+from geres.model.units import show_size
 
 _SECONDS_BETWEEN_LINES = 2.0
 _SLOWEST = 5
@@ -92,13 +92,14 @@ class Watch:
     def show(self, tally: Tally) -> None:
         words = (
             f"{tally.failed} failed, {tally.running} running, {tally.rate:,.0f}/s, "
-            f"{show_duration(round(tally.left_seconds))} left"
+            f"{tally.left_seconds:.0f} s left"
         )
         if self._bar:
             self._bar.update(self._row, completed=tally.done, words=words)
         elif tally.done == tally.total or tally.seconds - self._shown_at >= _SECONDS_BETWEEN_LINES:
             self._shown_at = tally.seconds
-            self._console.print(f"  {tally.done:,} of {tally.total:,} done, {words}", highlight=False)
+            line = f"  {tally.done:,} of {tally.total:,} done, {words}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
 
 def totals(tally: Tally, *, read_bytes: int, own_bytes: int, cpus: int, checked: str) -> Table:
