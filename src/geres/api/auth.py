@@ -37,7 +37,7 @@ class Auth:
         if kind.lower() != "bearer" or not token.strip():
             raise Unauthenticated("a token is needed: send `Authorization: Bearer TOKEN`")
         digest = tokens.token_hash(token.strip())
-        caller = await self._db.read(tokens.find_caller, digest, now_us=self._clock())
+        caller = await self._db.glance(tokens.find_caller, digest, now_us=self._clock())
         if caller is None:
             raise Unauthenticated("the token is not known here; log in again with `geres login`")
         if len(self._known) >= _MOST_REMEMBERED:

@@ -18,6 +18,8 @@ from geres.store import jobs, results, tasks
 
 _MOST_WAIT_SECONDS = 60.0
 _POLL_SECONDS = 1.0
+#: So few results are read at once, without the way to a thread.
+_GLANCE = 100
 #: Readers of a stream that comes fast gather for so long: fewer, larger answers.
 _GATHER_SECONDS = 0.02
 
@@ -48,7 +50,7 @@ async def get_task(call: Call) -> tuple[int, bytes]:
     until = _until(query.wait_seconds)
     with call.context.waiters.task(key) as bell:
         while True:
-            task = await call.context.db.read(tasks.get, call.caller, key)
+            task = await call.context.db.glance(tasks.get, call.caller, key)
             left = until - time.monotonic()
             if task.state.final or left <= 0 or call.context.stopping:
                 return 200, encode(task)
@@ -76,7 +78,11 @@ async def get_results(call: Call) -> tuple[int, bytes]:
 
 
 async def _read(call: Call, job_id: int, query: ResultsQuery) -> Results:
-    return await call.context.db.read(results.after, call.caller, job_id, query.after, limit=query.limit)
+    db, few = call.context.db, min(query.limit, _GLANCE)
+    found = await db.glance(results.after, call.caller, job_id, query.after, limit=few)
+    if few < query.limit and len(found.items) == few:
+        return await db.read(results.after, call.caller, job_id, query.after, limit=query.limit)
+    return found
 
 
 async def job_id_of(context: Context, caller: Caller, ref: str) -> int:

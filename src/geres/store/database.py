@@ -119,6 +119,13 @@ class Database(ABC):
     ) -> T:
         """Run a function that only reads, beside the writers; interrupted after some seconds."""
 
+    async def glance(
+        self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Like `read`, for a few rows by key.  On SQLite it costs less than the way to a thread and back, and
+        is done at once."""
+        return await self.read(function, *args, **kwargs)
+
     @abstractmethod
     def close(self) -> None: ...
 
@@ -297,6 +304,11 @@ class SqliteDatabase(Database):
     ) -> T:
         async with self._reader_slots:
             return await asyncio.to_thread(self._read, function, *args, **kwargs)
+
+    async def glance(
+        self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        return self._read(function, *args, **kwargs)
 
     def _read(self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
