@@ -123,14 +123,17 @@ class Channel:
         async with anyio.create_task_group() as group:
 
             async def listen() -> None:
-                async for data in socket:
-                    frame = _read(data)
-                    if frame.heartbeat_ack:
-                        self._answered_at = time.monotonic()
-                    self._node.obey(frame)
-                    if frame.error is not None:
-                        refusal.append(frame.error)
-                        break
+                try:
+                    async for data in socket:
+                        frame = _read(data)
+                        if frame.heartbeat_ack:
+                            self._answered_at = time.monotonic()
+                        self._node.obey(frame)
+                        if frame.error is not None:
+                            refusal.append(frame.error)
+                            break
+                except (ConnectionClosed, Refused) as error:  # a group would hide it from `run`
+                    refusal.append(str(error) or type(error).__name__)
                 group.cancel_scope.cancel()
 
             group.start_soon(self._write, socket)
