@@ -14,25 +14,13 @@ from typing import IO
 
 from geres import config
 from geres.errors import Conflict, Invalid
+from geres.mounts import network_file_system
 from geres.sdk.discover import UpFile, is_alive, read_address
 
 #: Everything that geres puts into its home; `geres down --purge` removes these and nothing else.
 OURS = (
     *("geres.db*", "blobs", "token", "agent.token", "agent", "logs", "address.json*", "up.json*"),
     *("server.lock", "up.lock"),
-)
-_NETWORK_TYPES = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "ceph", "lustre", "gpfs", "beegfs", "glusterfs"}
-    | {
-        "fuse.sshfs",
-        "fuse.glusterfs",
-        "fuse.ceph",
-        "fuse.s3fs",
-        "fuse.rclone",
-        "fuse.gcsfuse",
-        "pvfs2",
-        "orangefs",
-    }
 )
 _SQLITE_HEADER = b"SQLite format 3\0"
 
@@ -55,27 +43,6 @@ def prepare(home: Path) -> None:
             f"set GERES_HOME to a local folder, like /var/tmp/geres-{os.getuid()}",
             field="home",
         )
-
-
-def network_file_system(path: Path, mounts: str | None = None) -> str | None:
-    """The type of the network file system that the path is on; None for a local one.
-
-    `mounts` is the text of /proc/self/mountinfo.
-    """
-    if mounts is None:
-        try:
-            mounts = Path("/proc/self/mountinfo").read_text()
-        except OSError:
-            return None
-    resolved = str(path.resolve())
-    longest, found = -1, ""
-    for line in mounts.splitlines():
-        left, _, right = line.partition(" - ")
-        point = left.split()[4].encode().decode("unicode_escape")
-        inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= longest:  # of two mounts at one point the later one is seen
-            longest, found = len(point), right.split()[0]
-    return found if found in _NETWORK_TYPES else None
 
 
 def check_host(home: Path) -> None:

@@ -19,12 +19,14 @@ import msgspec
 
 from geres import config
 from geres.errors import GeresError, Unreachable
+from geres.sdk.client import Client
 from geres.sdk.discover import AddressFile, UpFile, read_address
 
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 30.0
 _HEALTHY_SECONDS = 60.0
 _START_SECONDS = 60.0
+_NODE_SECONDS = 10.0
 _SERVER_STOP_SECONDS = 15.0
 _AGENT_STOP_SECONDS = 15.0  #: beyond the time that it gives its tasks
 _KILL_SECONDS = 5.0
@@ -122,6 +124,7 @@ class Keeper:
                     self._parts.append(agent)
                     agent.start()
                     self._write()
+                    self._wait_for_node(agent)
                 if not self._stops:
                     ready(address)
                 self._keep()
@@ -161,6 +164,19 @@ class Keeper:
             self._sleep(0.02)
         return address
 
+    def _wait_for_node(self, agent: Part) -> None:
+        """Until the agent is connected, so that the first task finds its node; not for ever."""
+        deadline = time.monotonic() + _NODE_SECONDS
+        with Client(home=self._home, patience=0) as client:
+            while not self._stops and agent.process is not None and agent.process.poll() is None:
+                with contextlib.suppress(GeresError):
+                    if any(node.connected for node in client.nodes()):
+                        return
+                if time.monotonic() > deadline:
+                    self._say(f"no node is connected yet; {agent.log} may say why")
+                    return
+                self._sleep(0.02)
+
     def _stop(self) -> None:
         """Agents first, so that ends still reach the store; the server last.  A second signal hurries."""
         if self._stops:
@@ -190,8 +206,6 @@ class Keeper:
 
     def _say_running(self) -> None:
         try:
-            from geres.sdk.client import Client  # only the way out asks anything
-
             with Client(home=self._home, patience=0.5) as client:
                 page = next(client.task_pages(state="assigned,running,suspended", limit=6, count=True))
         except (GeresError, StopIteration):
@@ -273,5 +287,5 @@ def _plain_line(line: str) -> str:
     with contextlib.suppress(msgspec.DecodeError):
         entry = msgspec.json.decode(line)
         if isinstance(entry, dict):
-            return str(entry.get("event") or entry.get("message") or line)
+            return str(entry.get("text") or entry.get("event") or line)
     return line.removeprefix("geres: ")

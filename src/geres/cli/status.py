@@ -62,7 +62,7 @@ def doctor(app: App, json: bool) -> int:
 
 def _findings(app: App) -> Iterator[dict[str, Any]]:
     from geres import config
-    from geres.cli.home import network_file_system
+    from geres.mounts import network_file_system
 
     home = config.home()
     for problem in config.load().check():

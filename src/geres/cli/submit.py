@@ -64,11 +64,12 @@ def submit_rows(client: Any, work: Work) -> Any:
     """Store the tasks of --from, in a job of their own if none was named; a lazy sequence of handles."""
     if work.after:
         raise Invalid("after: does not go together with --from", field="after")
-    job = work.job
-    if job is None:
-        made = client.create_job()
-        job = made.id
-    return client.send_rows(work.rows, work.spec, job)
+    if work.job is not None:
+        return client.send_rows(work.rows, work.spec, work.job)
+    made = client.create_job()
+    tasks = client.send_rows(work.rows, work.spec, made.id)
+    made.close()  # it is completed when these tasks have ended
+    return tasks
 
 
 def show_dry_run(client: Any, work: Work, *, json: bool) -> None:

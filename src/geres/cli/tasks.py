@@ -25,6 +25,8 @@ from geres.cli.output import (
 from geres.model.tasks import Attempt, TaskDetail
 from geres.model.units import show_duration, show_size
 
+_LONGEST_MESSAGE = 60
+
 
 def command_of(row: dict[str, Any]) -> str:
     """The command of a task as one would type it."""
@@ -44,6 +46,11 @@ def _ran_for(row: dict[str, Any]) -> str:
     if row.get("ended_at") is None and row.get("started_at") is not None:
         return show_since(row["started_at"])
     return show_duration(usage["wall_seconds"]) if usage and "wall_seconds" in usage else ""
+
+
+def _shortened(text: str | None) -> str:
+    text = text or ""
+    return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
 
 
 _COLUMNS = [
@@ -78,7 +85,7 @@ _DEAD_COLUMNS = [
     Column("exit_code", "EXIT", _ended_how, right=True, of_row=True),
     Column("attempt", "TRIES", show_number, right=True),
     Column("ended_at", "ENDED"),
-    Column("message", "MESSAGE"),
+    Column("message", "MESSAGE", _shortened),
     Column("command", "COMMAND", command_of, of_row=True),
 ]
 

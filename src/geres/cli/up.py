@@ -71,7 +71,9 @@ def up(
         server += ["--store", store]
     if settings.server.insecure:
         server += ["--insecure"]
-    agent = None if no_agent else ["--home", str(home), *_agent_words(flags, resources, labels)]
+    agent = (
+        None if no_agent else ["--home", str(home), "--stop-tasks", *_agent_words(flags, resources, labels)]
+    )
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         say("geres: you are root: tasks run as root, for everyone who can read the token in the home")
     drain = settings.agent.drain_seconds

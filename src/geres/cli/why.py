@@ -28,7 +28,7 @@ def why(app: App, id: str, json: bool) -> None:
 
 
 def why_lines(found: Why) -> Iterator[str]:
-    yield f"{found.id} {found.state}: {escape(found.summary)}"
+    yield f"{found.id}: {escape(found.summary)}"
     for line in found.lines:
         yield f"  {escape(line)}"
     for group in found.groups:
