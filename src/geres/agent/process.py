@@ -8,7 +8,7 @@ import time
 
 from geres.agent.attempts import Usage
 
-SIGPIPE, SIGXFSZ = 13, 25
+SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ = 1, 2, 13, 15, 25
 _LOOKUP_SECONDS = 1.0
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
@@ -32,7 +32,14 @@ fi
 [ -z "$8" ] || exec 2>&1
 shift 8
 case $1 in
-  */*) [ -e "$1" ] || fail not_found; [ -f "$1" ] && [ -x "$1" ] || fail not_executable ;;
+  */*)
+    [ -e "$1" ] || fail not_found
+    [ -f "$1" ] && [ -x "$1" ] || fail not_executable
+    line= ; IFS= read -r line <"$1" 2>/dev/null
+    case $line in "#!"*)
+      line=${line#??}; line=${line#"${line%%[! ]*}"}
+      [ -e "${line%% *}" ] || fail interpreter
+    esac ;;
   *) command -v "$1" >/dev/null 2>&1 || fail not_found ;;
 esac
 exec 3>&-
@@ -90,6 +97,10 @@ def show(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
+#: Python ignores the first two, the supervisor the others; what is ignored stays so across exec.
+_DEFAULTED = (SIGPIPE, SIGXFSZ, SIGHUP, SIGINT, SIGTERM)
+
+
 def spawn(
     program: bytes, argv: list[bytes], env: dict[bytes, bytes], descriptors: list[tuple[int, int]]
 ) -> int:
@@ -119,7 +130,7 @@ def _spawn(program: bytes, argv: list[bytes], env: dict[bytes, bytes], actions: 
         file_actions=actions,
         setsid=True,
         setsigmask=(),
-        setsigdef=(SIGPIPE, SIGXFSZ),  # Python ignores them, and what is ignored stays so across exec
+        setsigdef=_DEFAULTED,
     )
 
 
@@ -127,9 +138,7 @@ def _explain(program: bytes, error: OSError) -> Unstartable:
     name = show(program)
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
         if os.path.exists(program):
-            return Unstartable(
-                "not_found", f"{name} names an interpreter in its first line that does not exist", NOT_FOUND
-            )
+            return Unstartable("not_found", _no_interpreter(program), NOT_FOUND)
         return Unstartable("not_found", f"no program {name}", NOT_FOUND)
     if error.errno == errno.E2BIG:
         return Unstartable(
@@ -143,6 +152,10 @@ def _explain(program: bytes, error: OSError) -> Unstartable:
     return Unstartable("internal", f"{name} could not be started: {error.strerror}", 125)
 
 
+def _no_interpreter(program: bytes) -> str:
+    return f"{show(program)} names an interpreter in its first line that does not exist"
+
+
 def explain_note(
     note: str, argv: list[bytes], cwd: bytes | None, out: bytes | None, err: bytes | None
 ) -> Unstartable:
@@ -151,6 +164,8 @@ def explain_note(
         return no_cwd(cwd or b"", "it cannot be entered")
     if note in ("stdout", "stderr"):
         return bad_path(note, (out if note == "stdout" else err) or b"")
+    if note == "interpreter":
+        return Unstartable("not_found", _no_interpreter(argv[0]), NOT_FOUND)
     if note == "not_executable":
         return Unstartable("not_executable", f"{show(argv[0])} is not executable", NOT_EXECUTABLE)
     if note == "not_found":
