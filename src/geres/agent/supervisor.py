@@ -31,9 +31,9 @@ from geres.agent.process import now_us
 from geres.agent.running import Running
 from geres.agent.starting import Starter
 
-_END_DELAY_SECONDS = 0.004  #: ends gather this long while work is waiting here anyway
+_END_DELAY_SECONDS = 0.025  #: ends gather this long while work is waiting here anyway
 _START_DELAY_SECONDS = 0.012  #: a start is not worth a word if the end follows at once
-_MOST_GATHERED = 64
+_MOST_GATHERED = 256
 _TICK_SECONDS = 1.0
 _SHORT_TICK_SECONDS = 0.2  #: while something was sent ahead
 _ALONE_SECONDS = 10.0  #: without an agent and without work it leaves
