@@ -8,11 +8,30 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 _LOCAL = frozenset(
-    ["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "overlay", "zfs", "f2fs", "bcachefs", "jfs", "reiserfs", "squashfs", "devtmpfs", "proc", "sysfs"]
+    [
+        "ext2",
+        "ext3",
+        "ext4",
+        "xfs",
+        "btrfs",
+        "tmpfs",
+        "ramfs",
+        "overlay",
+        "zfs",
+        "f2fs",
+        "bcachefs",
+        "jfs",
+        "reiserfs",
+        "squashfs",
+        "devtmpfs",
+        "proc",
+        "sysfs",
+    ]
 )
 _FRESH_SECONDS = 60.0
 _MOST_KNOWN = 10_000
 _CHECKERS = 4
+_MOST_ASKED = 100
 
 
 def is_local(path: str, mounts: list[tuple[str, str]]) -> bool:
@@ -57,10 +76,18 @@ class Localities:
         known = self._known.get(path)
         if known is not None and self._clock() - known[1] < _FRESH_SECONDS:
             return known[0]
-        if path not in self._asked and len(self._asked) < _CHECKERS * 4:
+        if path not in self._asked and len(self._asked) < _MOST_ASKED:
             self._asked.add(path)
             self._checkers.submit(self._check, path)
         return known[0] if known is not None else False
+
+    def settle(self, paths: list[str], seconds: float) -> None:
+        """Find out about these, as far as that is possible in the given time."""
+        until = self._clock() + seconds
+        for path in paths:
+            self.is_local(path)
+        while not all(path in self._known for path in paths) and self._clock() < until:
+            time.sleep(0.001)
 
     def close(self) -> None:
         self._checkers.shutdown(wait=False, cancel_futures=True)

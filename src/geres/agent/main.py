@@ -87,8 +87,7 @@ async def run(options: Options) -> None:
     node.open_stream = streams.open
     upkeep.readers = streams.reader_of
     channel = Channel(node, config, folder, options.url, options.token)
-    for path in place.account["PATH"].split(":"):
-        localities.is_local(path)
+    localities.settle([path for path in place.account["PATH"].split(":") if path[:1] == "/"], 0.3)
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -8,7 +8,7 @@ import time
 
 from geres.agent.attempts import Usage
 
-SIGHUP, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ = 1, 2, 13, 15, 25
+SIGPIPE, SIGXFSZ = 13, 25
 _LOOKUP_SECONDS = 1.0
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
@@ -97,8 +97,8 @@ def show(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
-#: Python ignores the first two, the supervisor the others; what is ignored stays so across exec.
-_DEFAULTED = (SIGPIPE, SIGXFSZ, SIGHUP, SIGINT, SIGTERM)
+#: Python ignores them, and what is ignored stays so across exec.
+_DEFAULTED = (SIGPIPE, SIGXFSZ)
 
 
 def spawn(

@@ -87,10 +87,10 @@ class Supervisor:
 
     def _listen(self) -> None:
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a stop of the whole group must not end the last to go
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        # A stop of the whole group must not end us, who are the last to go.  Handlers, because what is ignored
+        # would be ignored by our tasks too.
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda number, frame: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         try:
             os.unlink(self._socket_path)
