@@ -178,6 +178,13 @@ def _signature(function: Callable[..., Any]) -> str:
     return str(signature.replace(parameters=kept)).replace("'", "")
 
 
+def decisions() -> str:
+    """Every page on a decision, by its title."""
+    pages = [page for page in (DOCS / "decisions").glob("*.md") if page.name != "index.md"]
+    titles = {page.name: page.read_text().partition("\n")[0].removeprefix("# ") for page in pages}
+    return "".join(f"- [{title}]({name})\n" for name, title in sorted(titles.items(), key=lambda one: one[1]))
+
+
 class _NoApp:
     """Stands for what commands share; help asks nothing of it."""
 
@@ -309,6 +316,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "node-states": lambda: members(NodeState),
     "settings": settings,
     "errors": error_table,
+    "decisions": decisions,
     "options": options,
     "python": python,
     "commands": commands,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -255,3 +256,12 @@ def test_the_module_starts_fast():
 
     slow = {"psutil", "anyio", "asyncio", "platformdirs", "tomllib", "dataclasses"}
     assert not slow & set(loaded.stdout.split())
+
+
+@pytest.mark.parametrize("key", list(config.KINDS))
+def test_every_setting_is_read_by_some_program(key):
+    name = key.partition(".")[2]
+    programs = [path for path in Path(config.__file__).parent.rglob("*.py") if path.name != "config.py"]
+
+    # Settings arrive as an object of their section, so that reading one is an attribute of its name.
+    assert any(re.search(rf"\.{name}\b", path.read_text()) for path in programs)

@@ -83,12 +83,8 @@ class AgentConfig(Struct, frozen=True):
     disk_bytes: int = 0
     #: Words put before every command, like `nice -n 10`.
     wrap: str = ""
-    #: A shell line that must succeed before the node takes tasks.
-    start: str = ""
     #: On the way out, running tasks get so long to end by themselves.
     drain_seconds: float = 20.0
-    #: Run tasks of other people as the agent's own account, where it is not root.
-    trust_submitters: bool = False
 
 
 class ClientConfig(Struct, frozen=True):

@@ -79,6 +79,17 @@ def test_every_state_and_reason_is_documented():
         assert f"| `{one.value}` |" in page
 
 
+def test_every_variable_that_a_task_gets_is_documented():
+    page = (ROOT / "docs" / "reference" / "environment.md").read_text()
+    sources = [path.read_text() for path in (ROOT / "src" / "geres" / "agent").rglob("*.py")]
+
+    given = set(re.findall(r'\[b?"(GERES_\w+)"\] = |"(GERES_\w+)": ', "\n".join(sources)))
+
+    assert len(given) > 10
+    for name in {one or other for one, other in given}:
+        assert f"`{name}`" in page
+
+
 def typed_commands():
     """Every `$ geres ...` line of the pages, with its page."""
     for page in PAGES:

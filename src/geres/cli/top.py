@@ -26,7 +26,14 @@ _TASK_COLUMNS = [
 
 
 @click.command()
-@click.option("--interval", metavar="SECONDS", type=click.FloatRange(0.2), default=1.0, show_default=True)
+@click.option(
+    "--interval",
+    metavar="SECONDS",
+    type=click.FloatRange(0.2),
+    default=1.0,
+    show_default=True,
+    help="Between two looks.",
+)
 @click.option("--once", is_flag=True, help="Print one picture and leave.")
 @click.pass_obj
 def top(app: App, interval: float, once: bool) -> None:
