@@ -299,10 +299,10 @@ def _read_cursor(cursor: str, mark: str, count: int) -> list[Any]:
         values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except ValueError:
         values = None
-    if not isinstance(values, list) or len(values) != count + 1:
+    if not isinstance(values, list) or not values or not all(isinstance(value, str | int) for value in values):
         raise Invalid("cursor: is not one that this server gave", field="cursor")
     if values[0] != mark:
         raise Invalid(f"cursor: belongs to a list sorted by {values[0]}, not by {mark}", field="cursor")
-    if not all(isinstance(value, str | int) for value in values):
+    if len(values) != count + 1:
         raise Invalid("cursor: is not one that this server gave", field="cursor")
     return values[1:]
