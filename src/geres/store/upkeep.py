@@ -62,6 +62,7 @@ def forget_tasks(tx: Tx, *, before_us: int, limit: int = _PIECE) -> Forgotten:
         counts = {state: int(n) for state, n in tx.rows("count_by_state", task_ids=ids)} if ids else {}
         tx.run("drop_attempts", job_id=job_id, last=last)
         if ids:
+            tx.run("drop_attempts_of_tasks", task_ids=ids)
             tx.run("drop_dependencies", task_ids=ids)
             tx.run("drop_tasks", task_ids=ids)
             four = {name: counts.get(name, 0) for name in ("succeeded", "failed", "cancelled", "skipped")}

@@ -56,8 +56,11 @@ DELETE FROM attempt WHERE job_id = :job_id AND finish_no <= :last
 -- name: drop_dependencies
 DELETE FROM dependency WHERE child_id IN ids(:task_ids) OR parent_task_id IN ids(:task_ids)
 
+-- name: drop_attempts_of_tasks
+-- Those without a number too: of retries, of lost nodes.
+DELETE FROM attempt WHERE task_id IN ids(:task_ids)
+
 -- name: drop_tasks
--- Their other attempts go with them.
 DELETE FROM task WHERE id IN ids(:task_ids)
 
 -- name: uncount_tasks
