@@ -8,7 +8,7 @@ from typing import Any, cast
 from litestar import Litestar, Response, get
 from litestar import Request as AnyRequest
 from litestar.datastructures import State
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, ValidationException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from msgspec import Struct
@@ -26,7 +26,7 @@ from geres.api.streams import PATH as STREAM_PATH
 from geres.api.streams import Rendezvous, accept
 from geres.api.submitting import SubmitQuery, submit_bulk, submit_task
 from geres.api.waiting import ResultsQuery, TaskWaitQuery, get_results, get_task
-from geres.errors import GeresError, Invalid, NotFound
+from geres.errors import GeresError, Invalid, NotFound, NotUnderstood
 from geres.model.callers import Caller
 from geres.model.jobs import JobAction, JobPatch, JobSpec
 from geres.model.tasks import (
@@ -105,7 +105,7 @@ def create_app(context: Context) -> App:
         [*ROUTES, _openapi],
         request_class=Request,
         state=State({"context": context, "rendezvous": meet, "document": None}),
-        exception_handlers={GeresError: _refuse, HTTPException: _refuse_http},
+        exception_handlers={GeresError: _refuse, HTTPException: _refuse_http, Exception: _fail},
         openapi_config=OpenAPIConfig(
             title="geres",
             version=context.version,
@@ -162,10 +162,19 @@ def _refuse_http(request: AnyRequest[Any, Any, Any], error: HTTPException) -> Re
         refusal: GeresError = NotFound(f"there is nothing at {path}; /openapi.json lists what is")
     elif error.status_code == 405:
         refusal = Invalid(f"{request.method} does not go with {path}; /openapi.json lists what does")
+    elif isinstance(error, ValidationException):  # all else that is read is text, or read by us
+        refusal = NotUnderstood("the request has no body; send a JSON object")
     elif error.status_code < 500:
         refusal = Invalid(error.detail)
     else:
-        log.error("request failed", exc_info=error, extra={"event": "request_failed", "path": path})
-        refusal = GeresError("geres itself failed; the server's log has the traceback")
-        refusal.code = "internal"
+        return _fail(request, error)
     return answer(error_body(refusal), error.status_code)
+
+
+def _fail(request: AnyRequest[Any, Any, Any], error: Exception) -> Response[Any]:
+    """A fault of ours: the traceback goes to the log, the caller is told where it is."""
+    path = request.scope["path"]
+    log.error("request failed", exc_info=error, extra={"event": "request_failed", "path": path})
+    refusal = GeresError("geres itself failed; the server's log has the traceback")
+    refusal.code = "internal"
+    return answer(error_body(refusal), 500)

@@ -14,7 +14,7 @@ from geres.api.asgi import App, Message, Receive, Scope, Send, respond
 from geres.api.auth import Auth, check_may
 from geres.api.bodies import error_body
 from geres.api.context import Context
-from geres.errors import GeresError, Invalid, StoreUnavailable
+from geres.errors import GeresError, Invalid, NotFound, StoreUnavailable
 from geres.model.callers import Caller
 
 log = logging.getLogger("geres.api")
@@ -104,6 +104,8 @@ class Front:
         if path in _OPEN:
             await self._inner(scope, receive, send)
             return
+        if "\0" in path:
+            raise NotFound(f"there is nothing at {path!r}: a path holds no NUL character")
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if self._context.stopping and method != "GET":
             raise StoreUnavailable("this server is stopping; ask again in a moment")

@@ -27,6 +27,7 @@ from geres.store.tasks import Kept
 _PIECE_BYTES = 64 << 10
 _MOST_UPLOAD_BYTES = 16 << 30
 _MOST_TAIL_BYTES = 64 << 20
+_MOST_ATTEMPT = (1 << 31) - 1
 #: A running task's output is read until nothing has come for so long: then we have what there is so far.
 _QUIET_SECONDS = 0.25
 _STREAMS = {"stdout": "o", "stderr": "e"}
@@ -53,6 +54,8 @@ async def get_logs(request: Request, task_id: FromPath[str]) -> Stream:
         raise Invalid(f"stream: {query.stream!r} is neither stdout nor stderr", field="stream")
     if query.offset < 0 or (query.tail is not None and query.tail < 0):
         raise Invalid("offset and tail: are 0 or more", field="offset")
+    if query.attempt is not None and not 0 <= query.attempt <= _MOST_ATTEMPT:
+        raise Invalid(f"attempt: {query.attempt} is no number of an attempt", field="attempt")
     key = parse_task(task_id)
     if key is None:
         raise no_task_id(task_id)

@@ -243,7 +243,7 @@ class _Reader:
             case ast.Attribute(value=value, attr=name):
                 return (*self.dotted(value), name)
             case ast.Subscript(value=value, slice=ast.Constant(value=str() as key)):
-                if not key or _KEY_FORBIDDEN & set(key):
+                if not key or _KEY_FORBIDDEN & set(key) or not _is_stored(key):
                     self.refuse("a key cannot be empty or hold quotes or backslashes", node)
                 return (*self.dotted(value), key)
         self.refuse("a name is wanted here", node)
@@ -262,12 +262,21 @@ class _Reader:
     def constant(self, node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=None | bool() | int() | float() | str() as value):
-                if isinstance(value, str) and "\0" in value:
-                    self.refuse("a text cannot hold NUL", node)
+                if isinstance(value, str) and not _is_stored(value):
+                    self.refuse("a text cannot hold NUL or half a character", node)
                 return value
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
                 return -value
         self.refuse("a number, a text in quotes or None is wanted here", node)
+
+
+def _is_stored(text: str) -> bool:
+    """False for what no database takes: NUL, and surrogates without their other half."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text
 
 
 def _is_name(node: ast.expr) -> bool:

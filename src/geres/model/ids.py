@@ -37,7 +37,9 @@ def show_task(key: int) -> str:
 
 def parse_job(text: str) -> int | None:
     """The job's number where `text` is one, else None (then it may be a name)."""
-    return int(text) if text.isascii() and text.isdigit() and 0 < int(text) <= _MOST_JOBS else None
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+        return None
+    return int(text) if 0 < int(text) <= _MOST_JOBS else None
 
 
 def parse_task(text: str) -> int | None:

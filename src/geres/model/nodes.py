@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from geres.model.states import NodeState
 
@@ -34,8 +34,8 @@ class Node(Struct, kw_only=True):
     previous_since: str | None = None
     connected: bool = False
     last_heartbeat_at: str | None = None
-    total: Capacity = Capacity()
-    free: Capacity = Capacity()
+    total: Capacity = field(default_factory=Capacity)
+    free: Capacity = field(default_factory=Capacity)
     task_count: int = 0
     labels: dict[str, str] = {}
     arch: str | None = None

@@ -109,7 +109,7 @@ def _whole(value: Any, field: str) -> int:
         raise _invalid(field, f"{value!r} is no whole number")
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise _invalid(field, f"{value!r} is no whole number") from None
     if isinstance(value, float) and (math.isnan(value) or number != value):
         raise _invalid(field, f"{value!r} is no whole number")

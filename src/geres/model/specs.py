@@ -248,6 +248,13 @@ def _check_nodelist(nodes: list[str], field: str) -> None:
         _check_filled(node, field)
 
 
+def _check_match(expression: str, field: str) -> None:
+    from geres.model.expressions import node_matcher  # a parser: only tasks that use it wait for it
+
+    _check_filled(expression, field)
+    node_matcher(expression, field)
+
+
 def _check_absolute(path: str, field: str) -> None:
     _check_filled(path, field)
     if not path.startswith("/"):
@@ -294,7 +301,7 @@ _CHECKS: dict[str, Callable[[Any, str], object]] = {
     "gpus": _check_count,
     "resources": _check_resources,
     "nodelist": _check_nodelist,
-    "match": _check_filled,
+    "match": _check_match,
     "see_path": _check_absolute,
     "host": _check_filled,
     "cwd": _check_absolute,

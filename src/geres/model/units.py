@@ -6,7 +6,7 @@ Sizes: K, M, G, T, P are powers of 1024, with or without B or iB.  Durations: `9
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from geres.errors import Invalid
 
@@ -14,6 +14,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGTP]?)(?:i?B)?", re.IGNORECASE)
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 _MOST_BYTES = 1 << 62
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def parse_size(text: str | int | float, field: str = "memory") -> int:
@@ -23,10 +24,10 @@ def parse_size(text: str | int | float, field: str = "memory") -> int:
         raise Invalid(
             f"{field}: {text!r} is no size; write a number with K, M, G or T, like 500M or 1.5G", field=field
         )
-    size = int(float(match[1]) * 1024 ** _POWERS[match[2].upper()])
+    size = float(match[1]) * 1024 ** _POWERS[match[2].upper()]
     if size > _MOST_BYTES:
-        raise Invalid(f"{field}: {text!r} is larger than any machine; at most 4096P", field=field)
-    return size
+        raise Invalid(f"{field}: {str(text)[:40]!r} is larger than any machine; at most 4096P", field=field)
+    return int(size)
 
 
 def parse_duration(text: str | int | float, field: str = "time") -> float:
@@ -97,9 +98,9 @@ def rfc3339(at_us: int | None) -> str | None:
 def parse_time(text: str, field: str = "time") -> int:
     """Microseconds since 1970 UTC of an ISO 8601 time; one without a zone is local.  Raises Invalid."""
     try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
+        return (datetime.fromisoformat(text).astimezone(UTC) - _EPOCH) // timedelta(microseconds=1)
+    except (ValueError, OverflowError):  # the latter for a zone that leads out of the years 1 to 9999
         raise Invalid(
-            f"{field}: {text!r} is no time; write one like 2026-03-01T12:00 or 2026-03-01T12:00Z", field=field
+            f"{field}: {text[:80]!r} is no time; write one like 2026-03-01T12:00 or 2026-03-01T12:00Z",
+            field=field,
         ) from None
-    return int(moment.astimezone(UTC).timestamp() * 1_000_000)
