@@ -49,6 +49,7 @@ class Desk:
     mismatches: int = 0
     heartbeat_at: float = 0.0
     heartbeat: bool = False  #: one has come since the last renewal
+    shown: str = ""  #: the state that the store has of the node
     gone: bool = False
     leaving: bool = False
 

@@ -266,7 +266,7 @@ class Dispatcher:
                 self.planner,
                 tenant_id=self._tenant_id,
                 now_us=self.planner.now_us,
-                known_specs=frozenset(self._specs),
+                known_specs=self._specs.keys(),
             )
         except StoreUnavailable:
             self._put_back(work)
@@ -447,12 +447,12 @@ class Dispatcher:
                     desk.send(Frame(heartbeat_ack=True))
                 else:
                     self.disconnect(desk, "another server holds this node")
-        await self._db.run_as(
-            Order.HEARTBEAT,
-            dispatching.show_busy,
-            [(desk.node_id, desk.epoch, _state(desk)) for desk in self.desks.values()],
-            now_us=now_us,
-        )
+        changed = [desk for desk in self.desks.values() if desk.shown != _state(desk)]
+        if changed:
+            states = [(desk.node_id, desk.epoch, _state(desk)) for desk in changed]
+            await self._db.run_as(Order.HEARTBEAT, dispatching.show_busy, states, now_us=now_us)
+            for desk, (_, _, state) in zip(changed, states, strict=True):
+                desk.shown = state
         return False
 
     async def lose_step(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Concatenate, LiteralString, ParamSpec, TypeVar, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -33,42 +33,37 @@ class PostgresTx(Tx):
 
     def rows(self, name: str, /, **parameters: Any) -> list[tuple[Any, ...]]:
         with self._connection.cursor(row_factory=tuple_row) as cursor:
-            return cursor.execute(_sql(self._sql[name]), parameters).fetchall()
+            return cursor.execute(self._sql[name], parameters).fetchall()
 
     def all(self, name: str, /, **parameters: Any) -> list[Row]:
         with self._connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(_sql(self._sql[name]), parameters).fetchall()
+            return cursor.execute(self._sql[name], parameters).fetchall()
 
     def run(self, name: str, /, **parameters: Any) -> int:
-        return self._connection.execute(_sql(self._sql[name]), parameters).rowcount
+        return self._connection.execute(self._sql[name], parameters).rowcount
 
     def insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         statement = f"COPY {table} ({','.join(columns)}) FROM STDIN"
-        with self._connection.cursor() as cursor, cursor.copy(_sql(statement)) as copy:
+        with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
             for row in rows:
                 copy.write_row(row)
 
     def text(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
         with self._connection.cursor(row_factory=dict_row) as cursor:
-            return cursor.execute(_sql(for_postgres(sql)), parameters).fetchall()
+            return cursor.execute(for_postgres(sql), parameters).fetchall()
 
     def raw(self, sql: str) -> list[tuple[Any, ...]]:
         with self._connection.cursor(row_factory=tuple_row) as cursor:
-            return cursor.execute(_sql(sql)).fetchall()
+            return cursor.execute(sql).fetchall()
 
     def raw_run(self, sql: str, parameters: Sequence[Any]) -> None:
-        self._connection.execute(_sql(sql.replace("?", "%s")), parameters)
+        self._connection.execute(sql.replace("?", "%s"), parameters)
 
     def script(self, sql: str) -> None:
-        self._connection.execute(_sql(sql))
+        self._connection.execute(sql)
 
     def lock_schema(self) -> None:
         self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
-
-
-def _sql(text: str) -> LiteralString:
-    """psycopg wants literal strings; ours come from files of the program."""
-    return cast("LiteralString", text)
 
 
 class PostgresDatabase(Database):
@@ -92,7 +87,7 @@ class PostgresDatabase(Database):
             with self._pool.connection() as connection, connection.transaction():
                 if read_only:
                     connection.execute("SET TRANSACTION READ ONLY")
-                    connection.execute(_sql(f"SET LOCAL statement_timeout = {_READ_MS}"))
+                    connection.execute(f"SET LOCAL statement_timeout = {_READ_MS}")
                 yield PostgresTx(connection)
         except psycopg.errors.QueryCanceled as error:
             raise StoreUnavailable(
@@ -111,9 +106,10 @@ class PostgresDatabase(Database):
 
     async def run(self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         with anyio.CancelScope(shield=True):
-            return await anyio.to_thread.run_sync(
+            result = await anyio.to_thread.run_sync(
                 lambda: self.call(function, *args, **kwargs), limiter=self._limiter
             )
+        return result
 
     async def run_as(
         self, order: Order, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -124,9 +120,10 @@ class PostgresDatabase(Database):
         self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
         with anyio.CancelScope(shield=True):
-            return await anyio.to_thread.run_sync(
+            result = await anyio.to_thread.run_sync(
                 lambda: self._read(function, *args, **kwargs), limiter=self._limiter
             )
+        return result
 
     def close(self) -> None:
         self._pool.close()

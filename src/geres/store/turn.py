@@ -7,7 +7,7 @@ reports whose fence holds; last, number the results and write the ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -115,7 +115,7 @@ def turn(
     *,
     tenant_id: int,
     now_us: int,
-    known_specs: frozenset[int] | set[int] = frozenset(),
+    known_specs: Set[int] = frozenset(),
 ) -> Turned:
     """Take one turn.  Doing it again after an unknown outcome is harmless: every write is fenced."""
     done = Turned()
@@ -199,7 +199,7 @@ def _use(tx: Tx, scope: str, key: str, tenant_id: int) -> int:
     return int(tx.value("use_of_user", tenant_id=tenant_id, subject=key))
 
 
-def _load_specs(tx: Tx, done: Turned, known: frozenset[int] | set[int]) -> None:
+def _load_specs(tx: Tx, done: Turned, known: Set[int]) -> None:
     missing = {placement.candidate.spec_id for placement, _ in done.assigned} - known
     if missing:
         done.specs = dict(tx.rows("specs_by_id", spec_ids=sorted(missing)))
