@@ -86,7 +86,8 @@ class Captures:
             os.rename(file.name, path)
             file.name = path
         else:
-            os.link(f"/proc/self/fd/{file.fd}", path, follow_symlinks=True)
+            # Python calls linkat, which alone follows the link to an anonymous file, only with a src_dir_fd.
+            os.link(f"/proc/self/fd/{file.fd}", path, src_dir_fd=self._null, follow_symlinks=True)
 
     def give_back(self, file: File, size: int, again: bool) -> None:
         """Done with it.  `again`: nobody else has it open, so that the next attempt may get it, emptied."""

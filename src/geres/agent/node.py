@@ -23,6 +23,14 @@ _REPEAT_SECONDS = 10.0
 _MOST_FRAME_BYTES = 4 << 20
 
 
+class Following:
+    """For those who follow an attempt: a bell for what happens to it, and its end."""
+
+    def __init__(self) -> None:
+        self.bell = asyncio.Event()
+        self.end: Ended | None = None
+
+
 class Node:
     """One for each agent process; all of it belongs to the event loop.
 
@@ -44,7 +52,7 @@ class Node:
         self.draining = False
         self.wake: Callable[[], None] = lambda: None
         self.listed = asyncio.Event()
-        self.changed: dict[AttemptKey, asyncio.Event] = {}  # for those who follow an attempt
+        self._following: dict[AttemptKey, Following] = {}
         self.stdin_given: dict[AttemptKey, int] = {}  # bytes that the task's pipe took; -1: it takes no more
         self._stdin_bells: dict[AttemptKey, asyncio.Event] = {}
         self.open_stream: Callable[[Stream], None] = lambda stream: None
@@ -235,13 +243,28 @@ class Node:
         key = (report.task, report.attempt)
         self.ended[key] = report
         self._to_send[key] = None
+        if key in self._following:
+            self._following[key].end = report
 
     def _notify(self, key: AttemptKey) -> None:
-        event = self.changed.get(key)
-        if event is not None:
-            event.set()
+        following = self._following.get(key)
+        if following is not None:
+            following.bell.set()
         if self.attempts.get(key) == ENDED and (bell := self._stdin_bells.pop(key, None)) is not None:
             bell.set()
+
+    def follow(self, key: AttemptKey) -> Following:
+        """Be told what happens to an attempt, until `unfollow`."""
+        following = self._following.get(key)
+        if following is None:
+            following = self._following[key] = Following()
+            following.end = self.ended.get(key)
+        return following
+
+    def unfollow(self, key: AttemptKey) -> None:
+        """Others who follow it keep what they have; it is forgotten with the attempt's end."""
+        if self.attempts.get(key) in (None, ENDED):
+            self._following.pop(key, None)
 
     def stdin_bell(self, key: AttemptKey) -> asyncio.Event:
         """Rings once, when the task has taken input or takes none any more."""

@@ -18,8 +18,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from geres.agent.channel import open_websocket
 from geres.agent.link import ask
-from geres.agent.node import ENDED, Node
-from geres.model.wire import AttemptKey, Stream
+from geres.agent.node import ENDED, Following, Node
+from geres.model.wire import AttemptKey, Ended, Stream
 
 log = logging.getLogger("geres.agent.streams")
 
@@ -112,17 +112,16 @@ class Streams:
 
     async def _serve(self, stream: Stream) -> None:
         key = (stream.task, stream.attempt)
-        changed = self._node.changed.setdefault(key, asyncio.Event())
+        following = self._node.follow(key)
         try:
             async with open_websocket(self._url, stream.path, self._token, None) as socket:
                 await _Session(self._node, self._socket_path, self._watch, self._offsets, stream).run(
-                    socket, changed
+                    socket, following
                 )
         except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError) as error:
             log.info("the stream of %d.%d ended: %s", *key, error)
         finally:
-            if self._node.attempts.get(key) in (None, ENDED):
-                self._node.changed.pop(key, None)
+            self._node.unfollow(key)
 
 
 class _Session:
@@ -145,19 +144,18 @@ class _Session:
         self._from_now = query.get("from") == "now"
         self._seen = {"o": int(query.get("out", 0)), "e": int(query.get("err", 0))}
         self._with_stdin = stream.with_stdin
-        self._asked_in = "in" in query
 
-    async def run(self, socket: ClientConnection, changed: asyncio.Event) -> None:
-        state, written, streams, fds = await self._borrow(changed)
+    async def run(self, socket: ClientConnection, following: Following) -> None:
+        state, written, streams, fds = await self._borrow(following.bell)
         try:
             if state is not None:
                 if self._with_stdin:
                     await self._send(socket, ["in", max(written, 0)])
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._take_input, socket, group.cancel_scope, written)
-                    await self._tail(socket, changed, dict(zip(streams, fds, strict=True)))
+                    await self._tail(socket, following.bell, dict(zip(streams, fds, strict=True)))
                     group.cancel_scope.cancel()
-            await self._send(socket, ["end", self._end()])
+            await self._send(socket, ["end", _said_of(following.end)])
         finally:
             for fd in fds:
                 os.close(fd)
@@ -176,18 +174,6 @@ class _Session:
                 return state, written, streams, fds
             with anyio.move_on_after(_POLL_SECONDS):
                 await changed.wait()
-
-    def _end(self) -> dict[str, Any]:
-        report = self._node.ended.get(self._key)
-        if report is None:
-            return {}
-        return {
-            "state": report.outcome,
-            "reason": report.reason,
-            "message": report.message,
-            "exit_code": report.exit_code,
-            "signal": report.signal,
-        }
 
     async def _tail(self, socket: ClientConnection, changed: asyncio.Event, files: dict[str, int]) -> None:
         """Send what the files hold and what is written to them, until the attempt is over."""
@@ -253,6 +239,18 @@ class _Session:
             event = node.stdin_bell(key)
             with anyio.move_on_after(1.0):
                 await event.wait()
+
+
+def _said_of(report: Ended | None) -> dict[str, Any]:
+    if report is None:
+        return {}
+    return {
+        "state": report.outcome,
+        "reason": report.reason,
+        "message": report.message,
+        "exit_code": report.exit_code,
+        "signal": report.signal,
+    }
 
 
 def _signal_number(name: Any) -> int:

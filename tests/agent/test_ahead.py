@@ -1,0 +1,97 @@
+"""Work sent ahead waits for the room of its lane, and is given back when it waits too long."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from geres.model.wire import Frame
+from tests.agent.world import Agent, Server, until
+
+TASK = 1 << 32
+
+
+async def test_work_sent_ahead_starts_in_the_room_of_its_lane_one_after_the_other(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    line = f'set -C; echo > {tmp_path}/lock || exit 9; rm {tmp_path}/lock; echo "$GERES_TASK_NUMBER" >> {tmp_path}/order'
+    spec = server.spec(shell=line)
+
+    await server.assign(spec, 1)
+    await server.assign(spec, *range(2, 21), ahead=1)
+    ends = [await server.end_of(number) for number in range(1, 21)]
+
+    assert {end.outcome for end in ends} == {"succeeded"}, "two never ran at once"
+    assert (tmp_path / "order").read_text().split() == [str(number) for number in range(1, 21)]
+
+
+async def test_work_ahead_of_another_lane_does_not_take_the_room(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    await server.assign(server.spec(shell=f"while [ ! -e {go} ]; do sleep 0.02; done"), 1, lane=1)
+    await server.assign(server.spec("true"), 2, ahead=1, lane=1)
+    await server.assign(server.spec("true"), 3, lane=2)
+
+    assert (await server.end_of(3)).outcome == "succeeded"
+    assert (TASK + 2, 1) not in server.ended
+    go.touch()
+    assert (await server.end_of(2)).outcome == "succeeded"
+
+
+async def test_what_has_not_started_within_a_second_is_given_back(server: Server, agent: Agent) -> None:
+    await server.assign(server.spec("sleep", "60"), 1)
+    await server.assign(server.spec("true"), 2, ahead=1)
+
+    end = await server.end_of(2, seconds=3)
+
+    assert (end.outcome, end.started_us) == ("given_back", None)
+    await server.until(lambda: not agent.supervisor()["ended"])
+
+
+async def test_what_is_recalled_is_given_back_at_once_and_what_runs_is_not(
+    server: Server, agent: Agent
+) -> None:
+    await server.assign(server.spec("sleep", "60"), 1)
+    await server.assign(server.spec("true"), 2, 3, ahead=1)
+    await server.start_of(1)
+
+    await server.ask(2, "recall")
+    await server.ask(1, "recall")
+
+    assert (await server.end_of(2, seconds=0.9)).outcome == "given_back"
+    await server.ask(3, "cancel")
+    assert (await server.end_of(3, seconds=0.9)).outcome == "cancelled"
+    assert (TASK + 1, 1) not in server.ended
+
+
+async def test_a_start_is_told_only_where_the_end_is_not(server: Server, agent: Agent) -> None:
+    spec = server.spec("true")
+    await server.assign(spec, 1)
+    await server.assign(spec, *range(2, 102), ahead=1)
+    for number in range(1, 102):
+        await server.end_of(number)
+
+    assert len(server.started) < 50
+    await server.assign(server.spec("sleep", "60"), 200)
+    await server.until(lambda: (TASK + 200, 1) in server.started, 1)
+
+
+async def test_the_journal_stays_small(server: Server, agent: Agent) -> None:
+    journal = agent.home / "agent" / "journal"
+    spec = server.spec("head", "-c", "16000", "/dev/zero")
+    await server.assign(spec, 1)
+    await server.assign(spec, *range(2, 202), ahead=1)
+    for number in range(1, 202):
+        assert (await server.end_of(number)).stdout_bytes == 16000
+
+    until(lambda: journal.stat().st_size < 3 << 20, 5)
+    await server.until(lambda: not agent.supervisor()["ended"])
+
+
+async def test_heartbeats_count_what_the_server_believes_to_be_here(server: Server, agent: Agent) -> None:
+    await server.assign(server.spec("sleep", "60"), 1, 2)
+    await server.until(lambda: server.heartbeats and server.heartbeats[-1].count == 2)
+
+    await server.peer.send(Frame(kill=[(TASK + 1, 1)]))
+
+    await server.until(lambda: server.heartbeats[-1].count == 1)

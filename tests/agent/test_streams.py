@@ -1,0 +1,173 @@
+"""Live output, and input: through a second connection, with back-pressure, across a change of agents."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tests.agent.world import Agent, Server
+
+
+async def gather(server: Server, name: str) -> tuple[bytes, bytes, dict[str, object]]:
+    """All of stdout and stderr until the end of the stream, and what the end says."""
+    out, err = b"", b""
+    while (frame := await server.heard(name)) is not None:
+        if frame[0] == "o":
+            out += frame[1]
+        elif frame[0] == "e":
+            err += frame[1]
+        elif frame[0] == "end":
+            return out, err, frame[1]
+    raise AssertionError("the stream broke")
+
+
+async def test_output_comes_as_it_is_written_on_its_own_streams(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    line = f"echo a; while [ ! -e {go} ]; do sleep 0.02; done; echo b >&2; exit 4"
+    await server.assign(server.spec(shell=line), 1)
+    name = await server.stream(1)
+
+    assert await server.heard(name) == ["o", b"a\n"]
+    go.touch()
+    out, err, end = await gather(server, name)
+
+    assert (out, err) == (b"", b"b\n")
+    assert (end["state"], end["reason"], end["exit_code"]) == ("failed", "exit", 4)
+
+
+async def test_a_line_is_there_within_milliseconds(server: Server, agent: Agent) -> None:
+    line = "while read x; do date +%s%N; done"
+    await server.assign(server.spec(shell=line, stdin=True), 1)
+    name = await server.stream(1, with_stdin=True)
+    assert await server.heard(name) == ["in", 0]
+
+    delays = []
+    for _ in range(10):
+        await server.say(name, "i", b"go\n")
+        frame = await server.heard(name)
+        delays.append(time.time() - int(frame[1]) / 1e9)
+    await server.say(name, "eof")
+
+    assert (await gather(server, name))[2]["state"] == "succeeded"
+    assert sorted(delays)[len(delays) // 2] < 0.05
+
+
+async def test_input_passes_through_whole_and_ends(server: Server, agent: Agent) -> None:
+    await server.assign(server.spec("sha256sum", stdin=True), 1)
+    name = await server.stream(1, with_stdin=True)
+    piece = bytes(range(256)) * 256
+
+    for _ in range(100):
+        await server.say(name, "i", piece)
+    await server.say(name, "eof")
+    out, _, _ = await gather(server, name)
+
+    import hashlib
+
+    assert out.split()[0].decode() == hashlib.sha256(piece * 100).hexdigest()
+
+
+async def test_input_waits_for_a_task_that_does_not_read(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    await server.assign(server.spec(shell=f"while [ ! -e {go} ]; do sleep 0.02; done; wc -c", stdin=True), 1)
+    name = await server.stream(1, with_stdin=True)
+
+    for _ in range(32):
+        await server.say(name, "i", b"x" * 65536)
+    await server.say(name, "eof")
+    assert (await server.run(2, "echo", "x")).stdout == b"x\n", "others go on meanwhile"
+    go.touch()
+    out, _, _ = await gather(server, name)
+
+    assert int(out) == 32 * 65536
+
+
+async def test_a_signal_can_be_sent_through_the_stream(server: Server, agent: Agent) -> None:
+    await server.assign(server.spec("sleep", "60"), 1)
+    name = await server.stream(1)
+    await server.start_of(1)
+
+    await server.say(name, "sig", "INT")
+
+    assert (await gather(server, name))[2]["signal"] == 2
+
+
+async def test_a_stream_goes_on_from_the_bytes_that_were_seen(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    await server.assign(
+        server.spec(shell=f"echo abcdef; while [ ! -e {go} ]; do sleep 0.02; done; echo g"), 1
+    )
+    first = await server.stream(1)
+    assert await server.heard(first) == ["o", b"abcdef\n"]
+
+    agent.kill()
+    agent.start()
+    await server.connected(2)
+    second = await server.stream(1, "from=begin&out=3&err=0")
+    assert await server.heard(second) == ["o", b"def\n"]
+    go.touch()
+
+    assert (await gather(server, second))[0] == b"g\n"
+
+
+async def test_a_stream_from_now_leaves_out_what_was_written_before(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    line = f"echo old; while [ ! -e {go} ]; do echo new; sleep 0.02; done"
+    await server.assign(server.spec(shell=line), 1)
+    first = await server.stream(1)
+    assert (await server.heard(first))[1].startswith(b"old")
+
+    name = await server.stream(1, "from=now")
+
+    assert (await server.heard(name))[1].startswith(b"new")
+    go.touch()
+    await gather(server, name)
+
+
+async def test_input_that_was_taken_is_counted_across_agents(server: Server, agent: Agent) -> None:
+    await server.assign(server.spec("cat", stdin=True), 1)
+    name = await server.stream(1, with_stdin=True)
+    await server.say(name, "i", b"hello ")
+    assert await server.heard(name) == ["in", 0]
+    assert await server.heard(name) == ["o", b"hello "]
+
+    agent.kill()
+    agent.start()
+    await server.connected(2)
+    again = await server.stream(1, "from=begin&out=6&in=6", with_stdin=True)
+    assert await server.heard(again) == ["in", 6]
+    await server.say(again, "i", b"world")
+    await server.say(again, "eof")
+
+    assert (await gather(server, again))[0] == b"world"
+
+
+async def test_a_stream_of_an_attempt_that_is_not_here_ends_at_once(server: Server, agent: Agent) -> None:
+    name = await server.stream(77)
+
+    assert await server.heard(name) == ["end", {}]
+
+
+async def test_a_stream_of_a_task_that_waits_begins_when_it_starts(server: Server, agent: Agent) -> None:
+    await server.assign(server.spec("sleep", "0.3"), 1)
+    await server.assign(server.spec(shell="echo mine; sleep 0.5"), 2, ahead=1)
+    name = await server.stream(2)
+
+    assert (await gather(server, name))[0] == b"mine\n"
+
+
+async def test_many_short_tasks_stream_their_own_output_and_no_other(server: Server, agent: Agent) -> None:
+    for number in range(1, 30):
+        spec = server.spec(shell=f"sleep 0.01; echo {number}")
+        await server.assign(spec, number)
+        name = await server.stream(number)
+        out, _, end = await gather(server, name)
+        assert out == f"{number}\n".encode() or (out == b"" and not end.get("state"))
