@@ -15,7 +15,8 @@ import pytest
 
 from tests.cluster import GERES, clean_environment
 
-MOST_SECONDS = 60
+#: Beside other tests it gets half of the machine.
+MOST_SECONDS = 120 if "PYTEST_XDIST_WORKER" in os.environ else 60
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def place(monkeypatch):
 
 def demo(place, *words):
     env = clean_environment(place / "not-used", TMPDIR=str(place))
-    return subprocess.run([GERES, "demo", *words], env=env, capture_output=True, text=True, timeout=170)
+    return subprocess.run([GERES, "demo", *words], env=env, capture_output=True, text=True, timeout=240)
 
 
 def left_in(place):
@@ -43,7 +44,7 @@ def left_in(place):
     return left
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.timeout(300)
 def test_the_demo_runs_real_work_checks_it_and_can_be_run_again(place):
     begun = time.monotonic()
     done = demo(place)
