@@ -9,6 +9,7 @@ import msgspec
 from litestar import post
 from litestar.params import JSONBody
 
+from geres.api.bodies import wrong_field
 from geres.api.context import Context
 from geres.api.request import Request
 from geres.errors import Invalid, NotFound
@@ -73,7 +74,7 @@ def _changes(raw: dict[str, msgspec.Raw]) -> Changes | None:
     try:
         return task_edits.check_changes(msgspec.convert(plain, Changes))
     except msgspec.ValidationError as error:
-        raise Invalid(f"changes: {error}", field="changes") from None
+        raise wrong_field(error, before="changes") from None
 
 
 async def _act(

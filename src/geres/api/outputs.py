@@ -184,6 +184,8 @@ async def put_output(
     """
     if stream not in _STREAMS:
         raise Invalid(f"stream: {stream!r} is neither stdout nor stderr", field="stream")
+    if not 0 < task < 1 << 63:
+        raise no_task_id(str(task))
     place = await request.context.db.read(tasks.place, request.caller, task)
     if place.attempt != attempt or not place.state.on_node:
         raise StaleAttempt(f"attempt {attempt} of task {show_task(task)} is over", attempt=attempt)

@@ -243,7 +243,7 @@ class _Reader:
             case ast.Attribute(value=value, attr=name):
                 return (*self.dotted(value), name)
             case ast.Subscript(value=value, slice=ast.Constant(value=str() as key)):
-                if not key or _KEY_FORBIDDEN & set(key) or not _is_stored(key):
+                if not key or _KEY_FORBIDDEN & set(key) or not is_storable(key):
                     self.refuse("a key cannot be empty or hold quotes or backslashes", node)
                 return (*self.dotted(value), key)
         self.refuse("a name is wanted here", node)
@@ -262,7 +262,7 @@ class _Reader:
     def constant(self, node: ast.expr) -> Any:
         match node:
             case ast.Constant(value=None | bool() | int() | float() | str() as value):
-                if isinstance(value, str) and not _is_stored(value):
+                if isinstance(value, str) and not is_storable(value):
                     self.refuse("a text cannot hold NUL or half a character", node)
                 return value
             case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
@@ -270,7 +270,7 @@ class _Reader:
         self.refuse("a number, a text in quotes or None is wanted here", node)
 
 
-def _is_stored(text: str) -> bool:
+def is_storable(text: str) -> bool:
     """False for what no database takes: NUL, and surrogates without their other half."""
     try:
         text.encode()

@@ -11,7 +11,7 @@ import re
 from geres.errors import Invalid
 
 _NUMBER_BITS = 32
-_MOST_TASKS = (1 << _NUMBER_BITS) - 1
+MOST_NUMBER = (1 << _NUMBER_BITS) - 1
 _MOST_JOBS = (1 << 31) - 1
 _TASK = re.compile(r"(\d{1,10})\.(\d{1,10})")
 _NAME = re.compile(r"[^\s.\x00-\x1f\x7f][^.\x00-\x1f\x7f]{0,199}")
@@ -27,12 +27,12 @@ def job_of(key: int) -> int:
 
 
 def number_of(key: int) -> int:
-    return key & _MOST_TASKS
+    return key & MOST_NUMBER
 
 
 def show_task(key: int) -> str:
     """`12.7` for a task's key."""
-    return f"{key >> _NUMBER_BITS}.{key & _MOST_TASKS}"
+    return f"{key >> _NUMBER_BITS}.{key & MOST_NUMBER}"
 
 
 def parse_job(text: str) -> int | None:
@@ -48,7 +48,7 @@ def parse_task(text: str) -> int | None:
     if not match:
         return None
     job_id, number = int(match[1]), int(match[2])
-    if not (0 < job_id <= _MOST_JOBS and number <= _MOST_TASKS):
+    if not (0 < job_id <= _MOST_JOBS and number <= MOST_NUMBER):
         return None
     return task_key(job_id, number)
 
@@ -63,7 +63,7 @@ def parse_numbers(text: str, field: str = "id") -> list[range]:
                 f"{field}: {text!r} is no range; write one like 7, 3-9, 1-10:2 or 3-9,11", field=field
             )
         first, last, step = int(match[1]), int(match[2] or match[1]), int(match[3] or 1)
-        if last < first or step < 1 or last > _MOST_TASKS:
+        if last < first or step < 1 or last > MOST_NUMBER:
             raise Invalid(
                 f"{field}: {part!r} counts down, stands still or is too long; write FIRST-LAST:STEP",
                 field=field,
@@ -72,9 +72,14 @@ def parse_numbers(text: str, field: str = "id") -> list[range]:
     return ranges
 
 
+def is_name(text: str) -> bool:
+    """True unless the text could be mistaken for an id, or breaks a line."""
+    return _NAME.fullmatch(text) is not None and not text.isdigit() and text != "-"
+
+
 def check_name(text: str, field: str = "name") -> str:
     """The name, unless it could be mistaken for an id.  Raises Invalid naming `field`."""
-    if not _NAME.fullmatch(text) or text.isdigit() or text == "-":
+    if not is_name(text):
         raise Invalid(
             f"{field}: {text!r} cannot be a name; use 1 to 200 characters, no dot, no control character,"
             " and not only digits",

@@ -6,6 +6,7 @@ people's units to a specification is in options.py.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +112,14 @@ def check_array(array: ArraySpec, task: TaskSpec, *, field: str = "") -> None:
     if (array.range is None) == (array.items is None):
         raise _invalid(field + "array", "needs either `range`, like 1-10, or `items`")
     if array.range is not None:
-        count = sum(len(part) for part in parse_numbers(array.range, field + "array.range"))
+        parts = sorted(parse_numbers(array.range, field + "array.range"), key=lambda part: part.start)
+        for part, following in itertools.pairwise(parts):
+            if part[-1] >= following.start:
+                raise _invalid(
+                    field + "array.range",
+                    f"{array.range[:80]!r} has parts that overlap; name each index once",
+                )
+        count = sum(len(part) for part in parts)
     else:
         count = len(array.items or ())
         for position, item in enumerate(array.items or ()):

@@ -9,9 +9,9 @@ from msgspec import Struct
 
 from geres.errors import Changed, Conflict, Denied, Invalid, JobFinished, NotFound
 from geres.model.callers import Caller
-from geres.model.ids import task_key
+from geres.model.ids import parse_job, task_key
 from geres.model.jobs import DEFAULT_JOB, Counts, Job, JobDetail, JobPage, JobPatch, JobSpec
-from geres.model.specs import check_priority
+from geres.model.specs import check_job
 from geres.model.states import JobState, Outcome, Reason
 from geres.model.units import rfc3339
 from geres.store.database import Row, Tx
@@ -80,9 +80,10 @@ def list_jobs(tx: Tx, caller: Caller, query: JobQuery) -> JobPage:
         text = statements("sqlite")["count_job_ids"].replace("/* where */", where)
         matched = int(tx.text(text, {**parameters, **more})[0]["n"])
     if query.cursor is not None:
-        if not query.cursor.isdigit():
+        before = parse_job(query.cursor)
+        if before is None:
             raise Invalid("cursor: is not one that this server gave", field="cursor")
-        where, more["before"] = where + " AND j.id < :before", int(query.cursor)
+        where, more["before"] = where + " AND j.id < :before", before
     text = statements("sqlite")["select_job_ids"].replace("/* where */", where)
     rows = tx.text(text, {**parameters, **more, "limit": query.limit + 1})
     ids = [row["id"] for row in rows[: query.limit]]
@@ -177,10 +178,11 @@ def patch(
         )
     if JobState(row["state"]).final:
         raise JobFinished(f"job {job_id} has ended: {row['state']}", id=str(job_id))
-    if changes.priority is not None:
-        check_priority(changes.priority, "priority")
-    if changes.max_parallel is not None and changes.max_parallel < 0:
-        raise Invalid(f"max_parallel: {changes.max_parallel} is below 0", field="max_parallel")
+    check_job(
+        JobSpec(
+            priority=changes.priority or 0, max_parallel=changes.max_parallel or None, meta=changes.meta or {}
+        )
+    )
     most = row["max_parallel"] if changes.max_parallel is None else changes.max_parallel or None
     meta = row["meta"] if changes.meta is None else msgspec.json.encode(changes.meta).decode()
     tx.run(

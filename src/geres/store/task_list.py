@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from geres.errors import Invalid
 from geres.model.callers import Caller
-from geres.model.expressions import Field, to_sql
+from geres.model.expressions import Field, is_storable, to_sql
 from geres.model.states import FINAL, ON_NODE, WAITING, TaskState
 from geres.model.tasks import TaskPage
 from geres.model.units import parse_time
@@ -75,6 +75,7 @@ _SORTS: dict[str, str] = {
     "usage.wall_seconds": "COALESCE(a.wall_us, -1)",
     "usage.max_rss_bytes": "COALESCE(a.max_rss_bytes, -1)",
 }
+_TEXT_SORTS = frozenset({"state", "name", "submitted_by", "user", "node"})
 _JOINS = {
     "a": "LEFT JOIN attempt a ON a.task_id = t.id AND a.attempt = t.attempt AND a.round = t.round",
     "n": "LEFT JOIN node n ON n.id = COALESCE(t.node_id, a.node_id)",
@@ -299,10 +300,19 @@ def _read_cursor(cursor: str, mark: str, count: int) -> list[Any]:
         values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except ValueError:
         values = None
-    if not isinstance(values, list) or not values or not all(isinstance(value, str | int) for value in values):
+    if not isinstance(values, list) or not values or not isinstance(values[0], str):
         raise Invalid("cursor: is not one that this server gave", field="cursor")
     if values[0] != mark:
-        raise Invalid(f"cursor: belongs to a list sorted by {values[0]}, not by {mark}", field="cursor")
-    if len(values) != count + 1:
+        raise Invalid(f"cursor: belongs to a list sorted by {values[0]!r}, not by {mark}", field="cursor")
+    first_is_text = mark.removeprefix("-") in _TEXT_SORTS
+    fit = [_fits_column(value, first_is_text and not i) for i, value in enumerate(values[1:])]
+    if len(fit) != count or not all(fit):
         raise Invalid("cursor: is not one that this server gave", field="cursor")
     return values[1:]
+
+
+def _fits_column(value: Any, is_text: bool) -> bool:
+    """A cursor may be forged: the database must not be the one to find out."""
+    if is_text:
+        return isinstance(value, str) and is_storable(value)
+    return type(value) is int and -(1 << 63) <= value < 1 << 63
