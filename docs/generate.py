@@ -6,6 +6,7 @@ the task states is a file of its own.
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import re
@@ -21,6 +22,7 @@ from msgspec import NODEFAULT
 from msgspec.structs import fields
 
 from geres import config, errors
+from geres.agent import main as agent
 from geres.cli.main import Commands, cli
 from geres.model.options import _PARSED, _RETRY_OPTIONS
 from geres.model.states import (
@@ -39,6 +41,7 @@ from geres.sdk.client import Client
 from geres.sdk.group import Tasks
 from geres.sdk.job import Job
 from geres.sdk.task import Task
+from geres.server import main as server
 
 DOCS = Path(__file__).parent
 PICTURE = DOCS / "concepts" / "states.svg"
@@ -113,7 +116,8 @@ def commands() -> str:
     with cli.make_context("geres", [], obj=_NoApp(), resilient_parsing=True) as context:
         parts = [f"## geres\n\n```text\n{_help(cli, context)}\n```\n"]
         for path, command, inner in every_command(cli, context):
-            parts.append(f"## {path}\n\n```text\n{_help(command, inner)}\n```\n")
+            text = _part_help(path) if path in _PARTS else _help(command, inner)
+            parts.append(f"## {path}\n\n```text\n{text}\n```\n")
     return "\n" + "\n".join(parts) + "\n"
 
 
@@ -190,6 +194,25 @@ class _NoApp:
 
     url: str | None = None
     has_task_status = False
+
+
+#: Parts read their own command lines, without click.
+_PARTS: dict[str, Callable[[], argparse.ArgumentParser]] = {
+    "geres server": server._parser,
+    "geres agent": agent._parser,
+}
+
+
+def _part_help(path: str) -> str:
+    """Our own layout: that of argparse differs between versions of Python."""
+    parser = _PARTS[path]()
+    flags = [
+        (", ".join(one.option_strings) + (f" {one.metavar}" if one.metavar else ""), one.help or "")
+        for one in parser._actions
+    ]
+    width = max(len(flag) for flag, _ in flags)
+    lines = [f"  {flag.ljust(width)}  {text}" for flag, text in flags]
+    return "\n".join([f"Usage: {path} [OPTIONS]", "", f"  {parser.description}", "", "Options:", *lines])
 
 
 def _help(command: click.Command, context: click.Context) -> str:
