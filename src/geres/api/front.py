@@ -22,7 +22,7 @@ log = logging.getLogger("geres.api")
 _MOST_BODY_BYTES = 16 << 20
 _MOST_BULK_BYTES = 256 << 20
 _LARGE = frozenset({"/v1/tasks:bulk", "/v1/jobs"})
-_OPEN = frozenset({"/healthz", "/readyz"})
+_OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
 
 
 @dataclass(slots=True)

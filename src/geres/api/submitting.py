@@ -15,8 +15,7 @@ from geres.errors import Invalid
 from geres.model import demand as demands
 from geres.model.callers import Caller
 from geres.model.demand import Demand
-from geres.model.ids import parse_job, task_key
-from geres.model.jobs import DEFAULT_JOB
+from geres.model.ids import task_key
 from geres.model.specs import MOST_BULK_TASKS, check_spec
 from geres.model.tasks import (
     BulkAnswer,
@@ -28,7 +27,7 @@ from geres.model.tasks import (
     TaskRow,
     TaskSpec,
 )
-from geres.store import show, submit
+from geres.store import dry_run, show, submit
 from geres.store.database import Tx
 
 _NO_ROW: list[TaskRow] = [TaskRow()]
@@ -65,9 +64,10 @@ async def submit_task(call: Call) -> tuple[int, bytes]:
     query = read_query(SubmitQuery, call.query)
     body = read_body(SubmitTask, call.body)
     check_spec(body.task, field="task.")
-    demand = demands.demand_of(body.task)
     if query.dry_run:
-        return 200, encode(_dry_run(call.context, body, demand))
+        job, spec = await call.context.db.read(dry_run.resolve, call.caller, body.job, body.task)
+        return 200, encode(_dry_run(call.context, job, spec))
+    demand = demands.demand_of(body.task)
     warnings = fit_warnings(call.context, body.task.pool, demand)
     answer = await call.context.db.run(
         _submit_once,
@@ -162,7 +162,7 @@ def _read_bulk(body: bytes) -> tuple[SubmitBulk, list[BulkError], list[int] | No
     try:
         return read_body(SubmitBulk, body), [], None
     except Invalid as error:
-        if not str(error.facts.get("field", "")).startswith("tasks[...]"):
+        if not str(error.facts.get("field", "")).startswith("tasks["):
             raise
     raw = read_body(_RawBulk, body)
     rows, errors, places = _read_rows(raw.tasks)
@@ -232,15 +232,10 @@ def _third_person(reason: str) -> str:
     )
 
 
-def _dry_run(context: Context, body: SubmitTask, demand: Demand) -> DryRun:
-    nodes, placement = context.dispatcher.explain(body.task.pool, demand)
+def _dry_run(context: Context, job: str, spec: TaskSpec) -> DryRun:
+    demand = demands.demand_of(spec)
+    nodes, placement = context.dispatcher.explain(spec.pool, demand)
     if placement is None:
         reasons = "; ".join(f"{node.node}: {node.reason}" for node in nodes[:5])
         placement = f"would wait: {reasons}" if nodes else "would wait: no node is connected"
-    job = body.job or DEFAULT_JOB
-    return DryRun(
-        job=job if parse_job(job) is None else str(int(job)),
-        spec=body.task,
-        placement=placement,
-        warnings=fit_warnings(context, body.task.pool, demand),
-    )
+    return DryRun(job=job, spec=spec, placement=placement, warnings=fit_warnings(context, spec.pool, demand))

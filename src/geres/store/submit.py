@@ -14,6 +14,7 @@ from geres.errors import GeresError, Invalid, JobFinished, KeyReused, NameTaken,
 from geres.model import demand as demands
 from geres.model.callers import Caller
 from geres.model.ids import number_of, parse_job, parse_numbers, parse_task, show_task, task_key
+from geres.model.inherit import inherit, task_of
 from geres.model.jobs import DEFAULT_JOB, JobSpec
 from geres.model.specs import check_job, check_row, check_spec, merge_row
 from geres.model.states import TaskState
@@ -124,10 +125,14 @@ def find_job(tx: Tx, caller: Caller, ref: str | None, *, now_us: int) -> int:
     if job_id is None:
         job_id = tx.value("find_job_by_name", tenant_id=caller.tenant_id, subject=caller.subject, name=ref)
     if job_id is None:
-        raise NotFound(
-            f"there is no job {ref!r}; see `geres jobs`, or make it with `geres job create {ref}`", id=ref
-        )
+        raise no_such_job(ref)
     return int(job_id)
+
+
+def no_such_job(ref: str) -> NotFound:
+    return NotFound(
+        f"there is no job {ref!r}; see `geres jobs`, or make it with `geres job create {ref}`", id=ref
+    )
 
 
 def _default_job(tx: Tx, caller: Caller, *, now_us: int) -> int:
@@ -253,6 +258,8 @@ def create_tasks(
     taken = tx.one("take_numbers", job_id=job_id, n=len(good))
     if taken is None or _wrong_tenant(tx, caller, job_id):
         raise _takes_no_more(tx, caller, job_id, job_ref)
+    if job_task := task_of(taken["spec"]):
+        defaults = inherit(defaults, job_task)
     base = task_key(job_id, int(taken["before"]) + 1)
     writer = _Rows(tx, caller, job_id, defaults, int(taken["priority"]), parents, now_us)
     inserted = writer.build(base, [rows[i] for i in good] if errors else rows)

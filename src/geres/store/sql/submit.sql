@@ -42,6 +42,9 @@ UPDATE job SET spec_id = :spec_id, lane_id = :lane_id WHERE id = :job_id
 SELECT * FROM job WHERE id = :job_id AND tenant_id = :tenant_id
 /* for update */
 
+-- name: show_job_to_submit
+SELECT state, priority, spec FROM job WHERE id = :job_id AND tenant_id = :tenant_id
+
 -- name: take_numbers
 -- No row back: the job takes no more tasks.
 UPDATE job SET task_seq = task_seq + :n, task_count = task_count + :n
