@@ -13,7 +13,16 @@ from msgspec import UNSET
 from geres.errors import GeresError, Invalid, JobFinished, KeyReused, NameTaken, NotFound
 from geres.model import demand as demands
 from geres.model.callers import Caller
-from geres.model.ids import number_of, parse_job, parse_numbers, parse_task, show_task, task_key
+from geres.model.ids import (
+    MOST_NUMBER,
+    is_name,
+    number_of,
+    parse_job,
+    parse_numbers,
+    parse_task,
+    show_task,
+    task_key,
+)
 from geres.model.inherit import inherit, task_of
 from geres.model.jobs import DEFAULT_JOB, JobSpec
 from geres.model.specs import check_job, check_row, check_spec, merge_row
@@ -226,7 +235,8 @@ def create_job(tx: Tx, caller: Caller, spec: JobSpec, *, now_us: int) -> int:
 
 def _array_name(spec: TaskSpec) -> str:
     words = spec.command or (spec.shell or "array").split() or ["array"]
-    return words[0].rsplit("/", 1)[-1].replace(".", "-")[:60] or "array"
+    name = words[0].rsplit("/", 1)[-1].replace(".", "-")[:60]
+    return name if is_name(name) else "array"
 
 
 def _name_taken(name: str | None) -> NameTaken:
@@ -258,6 +268,8 @@ def create_tasks(
     taken = tx.one("take_numbers", job_id=job_id, n=len(good))
     if taken is None or _wrong_tenant(tx, caller, job_id):
         raise _takes_no_more(tx, caller, job_id, job_ref)
+    if int(taken["before"]) + len(good) > MOST_NUMBER:
+        raise Invalid(f"job: {job_id} has no numbers left for more tasks; make another job", field="job")
     if job_task := task_of(taken["spec"]):
         defaults = inherit(defaults, job_task)
     base = task_key(job_id, int(taken["before"]) + 1)
