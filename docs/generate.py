@@ -18,11 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from litestar import Litestar
+from litestar.openapi.config import OpenAPIConfig
 from msgspec import NODEFAULT
 from msgspec.structs import fields
 
 from geres import config, errors
 from geres.agent import main as agent
+from geres.api import app as api
 from geres.cli.main import Commands, cli
 from geres.model.options import _PARSED, _RETRY_OPTIONS
 from geres.model.states import (
@@ -189,6 +192,45 @@ def decisions() -> str:
     return "".join(f"- [{title}]({name})\n" for name, title in sorted(titles.items(), key=lambda one: one[1]))
 
 
+def routes() -> str:
+    """Every route with what it takes and gives, from the OpenAPI description."""
+    described = OpenAPIConfig(title="geres", version="1", use_handler_docstrings=True)
+    app = Litestar(list(api.ROUTES), request_class=api.Request, openapi_config=described)
+    document = api.complete(app.openapi_schema.to_schema(), api._QUERIES, api.HOT, api._BODIES)
+    parts = []
+    for path, operations in sorted(document["paths"].items()):
+        for method, operation in sorted(operations.items()):
+            parts.append(_route(method.upper(), path, operation))
+    return "\n" + "\n".join(parts) + "\n"
+
+
+def _route(method: str, path: str, operation: dict[str, Any]) -> str:
+    words = [operation.get("summary", ""), operation.get("description", "")]
+    told = [text.strip() for text in words if " " in text]
+    names = [
+        f"`{one['name']}`" for one in operation.get("parameters", []) if one["in"] in ("query", "header")
+    ]
+    body = _schema(operation.get("requestBody", {}))
+    [status] = [code for code in operation["responses"] if code != "default"]
+    given = _schema(operation["responses"][status])
+    facts = [
+        *([f"takes {', '.join(names)}"] if names else []),
+        *([f"body `{body}`"] if body else []),
+        f"answers {status}" + (f", `{given}`" if given else ""),
+    ]
+    return "\n\n".join([f"## {method} {path}", *told, "; ".join(facts)]) + "\n"
+
+
+def _schema(holder: dict[str, Any]) -> str:
+    """The name of the type of a body; a list as `[name]`."""
+    for content in holder.get("content", {}).values():
+        schema = content.get("schema", {})
+        for form, one in (("{}", schema), ("[{}]", schema.get("items", {}))):
+            if "$ref" in one:
+                return form.format(one["$ref"].rpartition("/")[2])
+    return ""
+
+
 class _NoApp:
     """Stands for what commands share; help asks nothing of it."""
 
@@ -341,6 +383,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "errors": error_table,
     "decisions": decisions,
     "options": options,
+    "routes": routes,
     "python": python,
     "commands": commands,
 }

@@ -109,6 +109,7 @@ def create_app(context: Context) -> App:
         openapi_config=OpenAPIConfig(
             title="geres",
             version=context.version,
+            use_handler_docstrings=True,
             path="/openapi",
             render_plugins=[JsonRenderPlugin(path="/plain")],
         ),
