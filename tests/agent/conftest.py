@@ -18,7 +18,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 def make_agent(tmp_path: Path, server: Server) -> Iterator[Callable[..., Agent]]:
-    """Call it with more flags for a started agent.  What it leaves is ended; its logs must hold no traceback."""
+    """Call it with more flags for a started agent.  All is ended after the test, and no log holds a traceback."""
     agents: list[Agent] = []
 
     def make(*flags: str, **environment: str) -> Agent:

@@ -13,7 +13,8 @@ TASK = 1 << 32
 async def test_work_sent_ahead_starts_in_the_room_of_its_lane_one_after_the_other(
     server: Server, agent: Agent, tmp_path: Path
 ) -> None:
-    line = f'set -C; echo > {tmp_path}/lock || exit 9; rm {tmp_path}/lock; echo "$GERES_TASK_NUMBER" >> {tmp_path}/order'
+    lock = f"set -C; echo > {tmp_path}/lock || exit 9; rm {tmp_path}/lock"
+    line = f'{lock}; echo "$GERES_TASK_NUMBER" >> {tmp_path}/order'
     spec = server.spec(shell=line)
 
     await server.assign(spec, 1)

@@ -180,3 +180,14 @@ async def test_groups_of_ended_tasks_are_removed(server: Server, agent: Agent) -
     await server.run(1, "true", memory_bytes=100 << 20)
 
     until(lambda: not [path for path in root.iterdir() if path.is_dir()], 5)
+
+
+async def test_a_task_over_its_disk_allowance_ends_with_disk_full(server: Server, agent: Agent) -> None:
+    files = await server.run(1, "sh", "-c", "head -c 9000000 /dev/zero > x; sleep 60", disk_bytes=4 << 20)
+    output = await server.run(2, "sh", "-c", "head -c 9000000 /dev/zero; sleep 60", disk_bytes=4 << 20)
+    within = await server.run(3, "sh", "-c", "head -c 1000 /dev/zero > x; sleep 1.5", disk_bytes=4 << 20)
+
+    assert (files.outcome, files.reason) == ("failed", "disk_full")
+    assert "4096 KiB" in (files.message or "")
+    assert output.reason == "disk_full"
+    assert within.outcome == "succeeded"

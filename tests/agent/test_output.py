@@ -1,4 +1,4 @@
-"""What tasks write is kept: whole while it is small, its ends where it is large, in the file that was asked for."""
+"""What tasks write is kept: whole while it is small, its ends where it is large, or in the file asked for."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ async def test_a_file_in_no_folder_is_a_staging_failure_in_words(
 
 
 async def test_kept_folders_are_swept_when_their_time_is_over(server: Server, agent: Agent) -> None:
-    short = await server.run(1, "touch", "x", retain_seconds=0.5)
+    short = await server.run(1, "touch", "x", retain_seconds=0.01)
     await server.run(2, "touch", "x", retain_seconds=1000.0)
     assert short.folder is not None
     until(lambda: (Path(short.folder or "") / ".retain").exists())

@@ -190,7 +190,7 @@ async def test_the_shared_folder_of_the_node_is_shared(server: Server) -> None:
 async def test_a_folder_to_start_in_is_entered_or_named(server: Server, tmp_path: Path) -> None:
     for number in (1, 2):  # the first by the launcher, the second perhaps directly
         end = await server.run(number, "pwd", cwd=str(tmp_path))
-        assert end.stdout.decode().strip() == os.path.realpath(tmp_path)
+        assert end.stdout.decode().strip() == str(tmp_path)
         gone = await server.run(number + 10, "pwd", cwd="/no/such/folder")
         assert (gone.outcome, gone.reason) == ("failed", "no_cwd")
         assert "/no/such/folder" in (gone.message or "")

@@ -165,7 +165,7 @@ async def test_an_agent_that_drains_takes_nothing_more_and_leaves_when_its_tasks
     assert (await server.end_of(2)).outcome == "given_back"
     go.touch()
     assert (await server.end_of(1)).outcome == "succeeded"
-    assert until(lambda: agent.process.poll() is not None) and agent.process.returncode == 0
+    assert agent.process.wait(10) == 0
     until(lambda: not agent.supervisor())
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from geres.agent.capture import File
+from geres.agent.folders import Slot
+
 TYPE_CHECKING = False  #: importing typing would cost the supervisor a megabyte
 if TYPE_CHECKING:
     from typing import Any
-
-from geres.agent.capture import File
-from geres.agent.folders import Slot
 
 WAITING, RUNNING, ENDING = "waiting", "running", "ending"
 
@@ -25,6 +25,7 @@ class Spec:
         "argv",
         "cwd",
         "direct",
+        "disk_bytes",
         "env",
         "grace_seconds",
         "keep_output",
@@ -47,6 +48,7 @@ class Spec:
         self.cwd: bytes | None = fields.get("cwd")  # None: a folder of its own
         #: every path in it lies on a local file system, so that nothing here can hang
         self.direct: bool = fields.get("direct", False)
+        self.disk_bytes: int = fields.get("disk_bytes", 0)  # most in its folder and outputs; 0: no limit
         self.umask: int | None = fields.get("umask")
         self.memory_bytes: int = fields.get("memory_bytes", 0)
         self.stdin: bool = fields.get("stdin", False)

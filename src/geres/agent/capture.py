@@ -72,6 +72,9 @@ class Captures:
         """Bytes written to it by this attempt."""
         return max(os.fstat(file.fd).st_size - file.begin, 0) if file is not None else 0
 
+    def disk_bytes(self, file: File | None) -> int:
+        return os.fstat(file.fd).st_blocks * 512 if file is not None and file.own else 0
+
     def tail(self, file: File, size: int) -> bytes:
         """The last of `size` bytes written, as many as travel in a report; empty where it cannot be read."""
         start = max(size - INLINE_BYTES, 0)

@@ -39,7 +39,7 @@ def websocket_url(url: str, path: str) -> str:
 
 
 def open_websocket(url: str, path: str, token: str, ping_seconds: float | None) -> connect:
-    """A WebSocket to a server, to be entered.  The servers of one machine are never reached through a proxy."""
+    """A WebSocket to a server, to be entered.  No proxy stands between us and a server of this machine."""
     loopback = "://127." in url or "://localhost" in url or "://[::1]" in url
     return connect(
         websocket_url(url, path),

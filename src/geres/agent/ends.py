@@ -78,7 +78,7 @@ def large_files(end: tuple[Any, ...]) -> dict[str, str]:
 
 
 class Kept:
-    """What is kept of one output file: all of it up to `limit`, else its beginning, a line about the rest, its end."""
+    """What is kept of one output file: all up to `limit`, else its beginning, a line and its end."""
 
     def __init__(self, path: str, limit: int) -> None:
         self._path = path

@@ -79,6 +79,15 @@ class Journal:
         return self._size
 
     @property
+    def is_pressing(self) -> bool:
+        """True where ends wait to be written, which nobody may hear of before."""
+        return bool(self.ended)
+
+    @property
+    def is_pending(self) -> bool:
+        return bool(self.ended or self.started or self.intents or self.forgotten)
+
+    @property
     def is_long(self) -> bool:
         return self._size > self._limit
 
@@ -102,7 +111,7 @@ class Journal:
 
     def flush(self) -> None:
         """Append what has gathered.  A full disk is noted in `broken`, and the next flush tries again."""
-        if not (self.intents or self.started or self.ended or self.forgotten):
+        if not self.is_pending:
             return
         data = pack((self.intents, self.started, self.ended, self.forgotten))
         try:

@@ -25,7 +25,7 @@ _RECEIVE_BYTES = 1 << 18
 
 
 def socket_path(folder: Path) -> str:
-    """Where the supervisor of this agent folder listens: in it, or in the runtime folder where that is too long."""
+    """Where the supervisor of this folder listens: in it, or in the runtime folder where that is too long."""
     path = str(folder / "supervisor.sock")
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         return path
@@ -41,7 +41,7 @@ def socket_path(folder: Path) -> str:
 
 
 def start_supervisor(folder: Path, log_path: Path) -> subprocess.Popen[bytes]:
-    """Start the supervisor of `folder`, in a session of its own.  It leaves at once where one works there already."""
+    """Start the supervisor of `folder`, in a session of its own.  It leaves where another works there."""
     log_path.parent.mkdir(parents=True, exist_ok=True)
     file = str(Path(frames.__file__).with_name("supervisor.py"))
     words = [sys.executable, "-I", "-S", file, "geres", "supervisor", str(folder), socket_path(folder)]
@@ -70,8 +70,8 @@ def connect(path: str) -> socket.socket | None:
 def ask(path: str, *order: Any, seconds: float = 5.0) -> tuple[Any, list[int]] | None:
     """Give the supervisor one order on a connection of its own; blocking.
 
-    Returns its answer and the descriptors that came with it, which are the caller's to close; None where there is no
-    supervisor or no answer.
+    Returns its answer and the descriptors that came with it, which are the caller's to close; None where
+    there is no supervisor or no answer.
     """
     connection = connect(path)
     if connection is None:

@@ -1,4 +1,4 @@
-"""`geres agent`: makes this machine a node.  The network side; tasks belong to the supervisor and outlive us."""
+"""`geres agent`: makes this machine a node.  Tasks belong to the supervisor, and outlive us."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,14 +153,19 @@ async def _stop_in_order(stop: Stop, options: Options, node: Node, channel: Chan
             log.warning("ending %d tasks: %s", node.running_count, ", ".join(node.names()[:20]))
             node.stop_tasks(node.attempts, grace)
         with anyio.move_on_after(grace + _LAST_WORDS_SECONDS):
-            while node.running_count:
-                await anyio.sleep(0.02)
+            await _until(node, lambda: not node.running_count)
     if channel.is_connected:
         with anyio.move_on_after(_LAST_WORDS_SECONDS):
-            while node.ended or node.uploading:
-                await anyio.sleep(0.02)
+            await _until(node, lambda: not (node.ended or node.uploading))
     node.link.send(("leave",))
     await asyncio.sleep(0)
+
+
+async def _until(node: Node, condition: Callable[[], bool]) -> None:
+    while not condition():
+        node.progress.clear()
+        with anyio.move_on_after(0.5):
+            await node.progress.wait()
 
 
 async def _until_idle(stop: Stop, node: Node) -> None:

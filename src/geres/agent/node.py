@@ -52,6 +52,7 @@ class Node:
         self.draining = False
         self.wake: Callable[[], None] = lambda: None
         self.listed = asyncio.Event()
+        self.progress = asyncio.Event()  # set whenever an attempt ends or an end is acknowledged
         self._following: dict[AttemptKey, Following] = {}
         self.stdin_given: dict[AttemptKey, int] = {}  # bytes that the task's pipe took; -1: it takes no more
         self._stdin_bells: dict[AttemptKey, asyncio.Event] = {}
@@ -158,6 +159,7 @@ class Node:
                 self._upkeep.acknowledged(key)
             if kill:
                 self._notify(key)
+        self.progress.set()
         self.link.send(("kill" if kill else "ack", names))
 
     # -- what the supervisor says
@@ -177,6 +179,8 @@ class Node:
             self.wake()
         elif what == "large":
             self._upkeep.grown(frame[1])
+        elif what == "disk":
+            self._upkeep.measure(frame[1], self._over_disk)
         elif what == "stdin":
             key = tuple(frame[1])
             self.stdin_given[key] = frame[2]
@@ -184,6 +188,10 @@ class Node:
                 bell.set()
         elif what == "list":
             self._take_list(*frame[1:])
+
+    def _over_disk(self, key: AttemptKey, used: int, limit: int) -> None:
+        message = f"used {used >> 10} KiB on disk, more than its allowance of {limit >> 10} KiB"
+        self.end(key, ("failed", "disk_full", message), None)
 
     def _take_list(
         self,
@@ -243,6 +251,7 @@ class Node:
         key = (report.task, report.attempt)
         self.ended[key] = report
         self._to_send[key] = None
+        self.progress.set()
         if key in self._following:
             self._following[key].end = report
 

@@ -61,7 +61,7 @@ def _meta_name(key: str) -> str:
 
 
 class Orders:
-    """Turns assignments into starts.  A specification is defined once with the supervisor, and then named by a key."""
+    """Turns assignments into starts.  The supervisor is told a specification once, then its key."""
 
     def __init__(
         self,
@@ -95,8 +95,10 @@ class Orders:
         return None if known is None else known.spec
 
     def start(self, assign: Assign) -> tuple[Any, ...]:
-        """The supervisor's order for one attempt, its specification defined before.  Raises KeyError for an unknown
-        specification."""
+        """The supervisor's order for one attempt, its specification defined before.
+
+        Raises KeyError for a specification that the server did not send.
+        """
         known = self._specs[assign.spec_id]
         spec = known.spec
         argv = assign.argv
@@ -145,7 +147,8 @@ class Orders:
         words = assign.argv or spec.command or []
         named = (words[0] if words else None, spec.stdout, spec.stderr)
         paths += [os.path.dirname(name) for name in named if name is not None and name.startswith("/")]
-        return all([self._local.is_local(path) for path in paths])
+        verdicts = [self._local.is_local(path) for path in paths]  # all, so that all get known
+        return all(verdicts)
 
     def _fields(self, assign: Assign, known: Spec, direct: bool) -> dict[str, Any]:
         spec, config = known.spec, self._config
@@ -164,6 +167,7 @@ class Orders:
             "merge": spec.merge,
             "keep_output": spec.keep_output,
             "output_limit_bytes": output_limit,
+            "disk_bytes": spec.disk_bytes or config.disk_bytes,
             "time_limit_seconds": spec.time_limit_seconds,
             "grace_seconds": spec.grace_seconds,
             "memo": (output_limit, spec.retain_seconds),

@@ -168,7 +168,6 @@ class Running:
         self.journal.flush()
         for attempt in batch:
             self._start(attempt, now)
-        self.starter.come_home()
 
     def reap(self, now: float) -> None:
         """Wait for the children that have ended, kill what they left, and finish their attempts."""
@@ -203,14 +202,15 @@ class Running:
             else:
                 self._end(attempt, alone)
 
-    def tick(self, now: float) -> list[tuple[int, int, int, int]]:
-        """What is due about once a second.
-
-        Returns (task, attempt, bytes of stdout, bytes of stderr) of those that wrote more than is kept.
-        """
+    def tick(self, now: float) -> None:
+        """What is due about once a second."""
         self._own_rss_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._groups_left = [folder for folder in self._groups_left if not self.starter.groups.remove(folder)]
         self._give_back_late(now)
+        self.starter.come_home()
+
+    def outgrown(self, now: float) -> list[tuple[int, int, int, int]]:
+        """(task, attempt, bytes of stdout, bytes of stderr) of those that wrote on beyond what is kept."""
         large = []
         size = self.starter.captures.size
         for attempt in self.leaders.values():
@@ -221,6 +221,20 @@ class Running:
                 attempt.reported_bytes = out + err
                 large.append((*attempt.key, out, err))
         return large
+
+    def allowances(self, now: float) -> list[tuple[int, int, int, bytes, int]]:
+        """(task, attempt, allowance, folder, bytes of output on disk) of those with a disk allowance."""
+        captures = self.starter.captures
+        return [
+            (
+                *attempt.key,
+                attempt.spec.disk_bytes,
+                attempt.slot.path,
+                captures.disk_bytes(attempt.out) + captures.disk_bytes(attempt.err),
+            )
+            for attempt in self.leaders.values()
+            if attempt.spec.disk_bytes and attempt.slot is not None and not attempt.stop_sent
+        ]
 
     def fire_timers(self, now: float) -> None:
         while self._timers and self._timers[0][0] <= now:

@@ -33,6 +33,7 @@ from geres.agent.starting import Starter
 
 _END_DELAY_SECONDS = 0.025  #: ends gather this long while work is waiting here anyway
 _START_DELAY_SECONDS = 0.012  #: a start is not worth a word if the end follows at once
+_JOURNAL_DELAY_SECONDS = 0.02
 _MOST_GATHERED = 256
 _TICK_SECONDS = 1.0
 _SHORT_TICK_SECONDS = 0.2  #: while something was sent ahead
@@ -53,8 +54,10 @@ class Supervisor:
         self._callers: dict[int, tuple[socket.socket, Unpacker]] = {}
         self._unsent = b""
         self._gathered_since = 0.0
+        self._unwritten_since = 0.0
         self._alone_since = time.monotonic()
         self._leaving = False
+        self._next_look = 0.0
         self._stdins: dict[int, Key] = {}
         self._notices: list[tuple] = []  # type: ignore[type-arg]
         folders, journal = self._recover(folder)
@@ -87,8 +90,8 @@ class Supervisor:
 
     def _listen(self) -> None:
         self._wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        # A stop of the whole group must not end us, who are the last to go.  Handlers, because what is ignored
-        # would be ignored by our tasks too.
+        # A stop of the whole group must not end us, who are the last to go.  Handlers, because what is
+        # ignored would be ignored by our tasks too.
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda number, frame: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
@@ -130,7 +133,7 @@ class Supervisor:
             if now >= next_tick:
                 self._tick(now)
                 next_tick = now + (_SHORT_TICK_SECONDS if running.waits_ahead else _TICK_SECONDS)
-            running.journal.flush()
+            self._write_down(now)
             self._report(clock())
         self._close()
 
@@ -145,7 +148,22 @@ class Supervisor:
             until = timer
         if self._gathered_since:
             until = min(until, self._gathered_since + self._delay())
+        if self._unwritten_since:
+            until = min(until, self._unwritten_since + _JOURNAL_DELAY_SECONDS)
         return max(until - now, 0.0)
+
+    def _write_down(self, now: float) -> None:
+        """Bring the journal to the file: ends at once, the rest with them, or soon."""
+        journal = self._running.journal
+        if not journal.is_pending:
+            self._unwritten_since = 0.0
+        elif not self._unwritten_since:
+            self._unwritten_since = now
+        if journal.is_pressing or (
+            self._unwritten_since and now - self._unwritten_since >= _JOURNAL_DELAY_SECONDS
+        ):
+            journal.flush()
+            self._unwritten_since = 0.0
 
     def _delay(self) -> float:
         return _END_DELAY_SECONDS if self._running.new_ended else _START_DELAY_SECONDS
@@ -153,14 +171,22 @@ class Supervisor:
     def _tick(self, now: float) -> None:
         running = self._running
         running.reap(now)
-        large = running.tick(now)
-        if large:
-            self._send(("large", large))
+        running.tick(now)
+        if now >= self._next_look:
+            self._next_look = now + _TICK_SECONDS
+            self._look_at_disk(now)
         if running.journal.is_long:
             running.compact_journal()
         if self._agent is None:
             self._consider_leaving(now)
         gc.collect(0)
+
+    def _look_at_disk(self, now: float) -> None:
+        """Tell the agent what may be over a limit on disk; measuring folders is its work."""
+        if large := self._running.outgrown(now):
+            self._send(("large", large))
+        if allowed := self._running.allowances(now):
+            self._send(("disk", allowed))
 
     def _consider_leaving(self, now: float) -> None:
         running = self._running
@@ -378,7 +404,7 @@ class Supervisor:
     # -- output files and stdin
 
     def _lend(self, caller: socket.socket, key: Key) -> None:
-        """Answer with (state or None, stdin bytes written, streams, folder, output limit) and the output files.
+        """Answer with (state or None, stdin bytes written, streams, folder, output limit) and output files.
 
         `streams` says which files: "oe", "o" or "e".
         """

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import logging
 import os
 import shutil
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from geres.agent.ends import HEAD_BYTES
@@ -34,6 +35,7 @@ class Upkeep:
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
         self._kept: dict[AttemptKey, tuple[Path, dict[str, str]]] = {}
         self._holes: dict[tuple[AttemptKey, str], int] = {}  # up to where the middle of an output is freed
+        self._measuring: Future[None] | None = None
         #: how far live readers have come: (attempt, stream "o" or "e") to an offset
         self.readers: Callable[[AttemptKey, str], int | None] = lambda key, stream: None
 
@@ -64,6 +66,20 @@ class Upkeep:
         """Attempts have written more than is kept: free the middle of their files."""
         for task, attempt, _, _ in large:
             self._worker.submit(self._free_middle, (task, attempt))
+
+    def measure(
+        self,
+        allowed: list[tuple[int, int, int, bytes, int]],
+        tell: Callable[[AttemptKey, int, int], None],
+    ) -> None:
+        """Measure folders, and `tell` of attempts over their allowance: (attempt, bytes used, allowance)."""
+        if self._measuring is None or self._measuring.done():
+            loop = asyncio.get_running_loop()
+
+            def over(key: AttemptKey, used: int, limit: int) -> None:
+                loop.call_soon_threadsafe(tell, key, used, limit)
+
+            self._measuring = self._worker.submit(_measure, allowed, over)
 
     def close(self) -> None:
         self._worker.shutdown(wait=True, cancel_futures=True)
@@ -96,6 +112,29 @@ class Upkeep:
             self._holes[key, stream] = end
 
 
+def _measure(
+    allowed: list[tuple[int, int, int, bytes, int]], tell: Callable[[AttemptKey, int, int], None]
+) -> None:
+    for task, attempt, limit, folder, output_bytes in allowed:
+        used = output_bytes + _disk_usage(os.fsdecode(folder), limit)
+        if used > limit:
+            tell((task, attempt), used, limit)
+
+
+def _disk_usage(folder: str, enough: int) -> int:
+    """Bytes on disk of the files below a folder; counting ends beyond `enough`."""
+    total = 0
+    for root, _, names in os.walk(folder):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(root, name)).st_blocks * 512
+            except OSError:
+                continue
+        if total > enough:
+            break
+    return total
+
+
 def punch_hole(fd: int, offset: int, length: int) -> bool:
     """Free a part of a file that keeps its size.  False where the system cannot."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -125,7 +164,7 @@ def _task_files(folder: Path) -> list[Path]:
 
 def _mark(folder: Path, until: float) -> None:
     try:
-        (folder / _RETAIN).write_text(f"{until:.0f}\n")
+        (folder / _RETAIN).write_text(f"{until:.3f}\n")
         shutil.rmtree(folder / "tmp", ignore_errors=True)
     except OSError as error:
         log.warning("%s cannot be marked: %s", folder, error)
