@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
@@ -111,6 +112,7 @@ def group(name: str, *, default: str | None = None, help: str = "") -> Commands:
 
 
 _BROKEN_PIPE = 128 + 13
+_WRITE_FAULTS = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 EPILOG = """\b
 Exit status: 0 all is well, 2 bad input, 3 not allowed, 4 not found,
 5 conflict, 6 over a quota, 7 no server, 1 anything else.  `run` and
@@ -144,13 +146,32 @@ def cli(context: click.Context, url: str | None, home: str | None) -> None:
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run the command line and leave with its exit status."""
+    _open_closed_streams()
     status = run(sys.argv[1:] if args is None else args)
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # `geres tasks | head` ends quietly
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = _BROKEN_PIPE
+    except OSError as error:
+        status = _not_written(error)
     sys.exit(status)
+
+
+def _open_closed_streams() -> None:
+    """A stream that the caller closed is one that nobody reads; its number must not go to a connection."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(descriptor)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(descriptor, mode, closefd=False))  # noqa: SIM115 - open to the end
+
+
+def _not_written(error: OSError) -> int:
+    """The exit status for a stdout that takes no more; `geres tasks | head` ends quietly."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if isinstance(error, BrokenPipeError):
+        return _BROKEN_PIPE
+    return App().tell("output", f"stdout cannot be written: {error.strerror}", 1)
 
 
 def run(args: list[str]) -> int:
@@ -168,9 +189,12 @@ def run(args: list[str]) -> int:
         return app.tell("invalid", error.format_message(), 2)
     except GeresError as error:
         return app.tell(error.code, str(error), error.exit_status)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+    except SystemExit:  # click leaves so where a pipe is broken, and only then
+        return _not_written(BrokenPipeError())
+    except OSError as error:
+        if error.filename is not None or error.errno not in _WRITE_FAULTS:
+            raise
+        return _not_written(error)
     return result if isinstance(result, int) else 0
 
 

@@ -26,6 +26,7 @@ _PATIENCE_SECONDS = 600.0
 _TELL_AFTER_SECONDS = 3.0
 _HANGUP_STATUS = 128 + 1
 _BROKEN_PIPE_STATUS = 128 + 13
+_OUR_FAULT_STATUS = 125
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -220,10 +221,13 @@ def _pass_on(client: Any, task_id: str, descriptor: int, data: bytes) -> None:
     try:
         while view:
             view = view[os.write(descriptor, view) :]
-    except BrokenPipeError:
+    except OSError as error:
         # As for a local command: who wants no more output of it wants no more of it.
         client.cancel(task_id, reason="its output is not read any more")
-        os._exit(_BROKEN_PIPE_STATUS)
+        if isinstance(error, BrokenPipeError):
+            os._exit(_BROKEN_PIPE_STATUS)
+        say(f"geres: output: {task_id} is cancelled, its output cannot be written here: {error.strerror}")
+        os._exit(_OUR_FAULT_STATUS)
 
 
 def _tell_why(client: Any, task_id: str) -> None:

@@ -63,11 +63,12 @@ class Transport:
         locate: Callable[[], Address] | None = None,
     ) -> None:
         """`locate` finds the address again after a loss: a restarted server may have another port."""
-        parts = urlsplit(address.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not _is_address(address.url):
             raise Invalid(
                 f"url: {address.url!r} is no address; write one like http://127.0.0.1:4470", field="url"
             )
+        if not (address.token.isascii() and address.token.isprintable()):
+            raise Unauthenticated(f"the token for {address.url} is cut or spoilt; give it as it was made")
         self.address = address
         self._patience = patience_seconds
         self._locate = locate
@@ -93,7 +94,10 @@ class Transport:
 
         It goes with an Idempotency-Key, so that a repeat after a lost connection changes nothing.
         """
-        content = body if isinstance(body, bytes) else encode(body)
+        try:
+            content = body if isinstance(body, bytes) else encode(body)
+        except UnicodeEncodeError as error:
+            raise no_text(error) from None
         answer = self.call("POST", path, content, query=query, key=key or new_key(), timeout=timeout)
         return decoder(kind).decode(answer)
 
@@ -274,6 +278,15 @@ def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
     return found
 
 
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises for what is none
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isascii() and url.isprintable()
+
+
 def new_key() -> str:
     """A fresh Idempotency-Key."""
     return os.urandom(16).hex()
@@ -287,4 +300,12 @@ def _query(values: Mapping[str, Any] | None) -> str:
         for name, value in values.items()
         if value is not None
     }
-    return "?" + urlencode(given) if given else ""
+    try:
+        return "?" + urlencode(given) if given else ""
+    except UnicodeEncodeError as error:
+        raise no_text(error) from None
+
+
+def no_text(error: UnicodeEncodeError) -> Invalid:
+    """For bytes of a command line that are no text."""
+    return Invalid(f"{error.object[:80]!r} is no valid Unicode text; ids, names and filters are texts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -11,10 +12,11 @@ from geres.errors import Invalid, NotFound
 from geres.model import jobs as job_model
 from geres.model import nodes as node_model
 from geres.model import tasks as task_model
-from geres.sdk.http import Transport
+from geres.sdk.http import Transport, no_text
 from geres.sdk.waiting import Deadline
 
 _LONGEST_POLL_SECONDS = 30.0
+_PLAIN = re.compile(r"[A-Za-z0-9._~-]+")
 
 
 class Reader:
@@ -100,9 +102,9 @@ class Reader:
             self.task_info(task_id)  # no such task is an error, no value is none
             return None
 
-    def wait_one(self, task_id: str, timeout: float | None = None) -> task_model.TaskDetail:
+    def wait_one(self, task_id: str, timeout: float | Deadline | None = None) -> task_model.TaskDetail:
         """Wait for one task and return all about it.  Raises TimedOut."""
-        deadline = Deadline(timeout)
+        deadline = timeout if isinstance(timeout, Deadline) else Deadline(timeout)
         while True:
             seconds = deadline.poll_seconds(_LONGEST_POLL_SECONDS)
             info = self.transport.get(
@@ -132,10 +134,13 @@ def check_text(name: object) -> str:
 
 
 def path_part(name: str) -> str:
-    if not name or "/" in name or "?" in name or "#" in name or "%" in name or not name.isprintable():
-        from urllib.parse import quote  # names are nearly always plain
+    if _PLAIN.fullmatch(name):
+        return name
+    from urllib.parse import quote  # names are nearly always plain
 
-        if not name:
-            raise Invalid("id: is empty", field="id")
+    if not name:
+        raise Invalid("id: is empty", field="id")
+    try:
         return quote(name, safe="")
-    return name
+    except UnicodeEncodeError as error:
+        raise no_text(error) from None
