@@ -10,7 +10,7 @@ from geres.errors import Changed, Conflict, Denied, Invalid, JobFinished, NotFou
 from geres.model.jobs import ArraySpec, Job, JobPatch
 from geres.model.states import TaskState
 from geres.model.tasks import TaskSpec
-from geres.store import doctor, jobs, submit
+from geres.store import arrays, doctor, jobs
 from geres.store.jobs import JobQuery
 from tests.store.world import SECOND, World, ended, key
 
@@ -60,7 +60,7 @@ def test_a_large_array_counts_what_has_no_row_yet(world: World) -> None:
     job = array(world, "1-25000")
 
     assert get(world, job).counts.not_yet == 25_000
-    assert world.db.call(submit.unfold, int(job), now_us=world.now_us) == 10_000
+    assert world.db.call(arrays.unfold, int(job), now_us=world.now_us) == 10_000
     counts = get(world, job).counts
     assert (counts.not_yet, counts.queued) == (15_000, 10_000)
     assert get(world, job).task_count == 25_000
@@ -142,12 +142,12 @@ def test_tasks_of_a_job_that_is_being_cancelled_are_not_started(world: World) ->
 
 def test_cancelling_an_array_makes_no_more_rows(world: World) -> None:
     job = array(world, "1-25000")
-    world.db.call(submit.unfold, int(job), now_us=world.now_us)
+    world.db.call(arrays.unfold, int(job), now_us=world.now_us)
 
     found = cancel(world, job)
 
     assert (found.state, found.counts.cancelled, found.counts.not_yet) == ("cancelled", 10_000, 0)
-    assert world.db.call(submit.arrays_to_unfold) == []
+    assert world.db.call(arrays.arrays_to_unfold) == []
     check(world)
 
 

@@ -9,7 +9,7 @@ import pytest
 from geres.errors import Gone, Invalid, NotFound
 from geres.model.callers import Caller
 from geres.model.tasks import Results, Retry
-from geres.store import doctor, jobs, results, servers, submit, task_edits, tasks, tokens, upkeep
+from geres.store import doctor, idempotency, jobs, results, servers, task_edits, tasks, tokens, upkeep
 from geres.store.database import Tx
 from tests.store.world import SECOND, World, ended, key
 
@@ -148,7 +148,7 @@ def test_an_ended_job_without_tasks_is_forgotten(world: World) -> None:
 
 def test_idempotency_keys_are_forgotten_after_a_day(world: World) -> None:
     def use(tx: Tx) -> bytes:
-        return submit.once(tx, world.ann, "k", b"body", now_us=world.now_us, do=lambda tx: b"{}")
+        return idempotency.once(tx, world.ann, "k", b"body", now_us=world.now_us, do=lambda tx: b"{}")
 
     world.db.call(use)
     assert world.db.call(upkeep.forget_keys, now_us=world.now_us + 86_400 * SECOND) == 0

@@ -225,10 +225,10 @@ def test_a_cap_of_a_job_is_kept(world: World) -> None:
 def test_an_array_is_unfolded_in_pieces_and_ends_its_job(world: World) -> None:
     from geres.model.jobs import ArraySpec
     from geres.model.tasks import TaskSpec
-    from geres.store import submit
+    from geres.store import arrays
 
     job = world.job(array=ArraySpec(range="1-2500:2"), task=TaskSpec(command=["echo", "{}"]))
-    while world.db.call(submit.unfold, int(job), now_us=world.now_us):
+    while world.db.call(arrays.unfold, int(job), now_us=world.now_us):
         pass
     numbers = [row["id"] & 0xFFFFFFFF for row in world.rows("SELECT id FROM task ORDER BY id")]
     assert numbers == list(range(1, 2501, 2))

@@ -11,7 +11,7 @@ from geres.model.jobs import JobSpec
 from geres.model.states import TaskState
 from geres.model.tasks import TaskRow, TaskSpec
 from geres.model.wire import Ended, Hello
-from geres.store import nodes, submit
+from geres.store import nodes, sharing, submit
 from geres.store.database import Database, Tx
 from geres.store.migrate import migrate
 from geres.store.turn import Candidate, Cap, Gathered, Lane, Placement, Turned, turn
@@ -44,7 +44,7 @@ class World:
         self.db = db
         self.now_us = 1_000 * SECOND
         db.call(migrate, now_us=self.now_us)
-        self.tenant_id = db.call(submit.ensure_tenant, "default", now_us=self.now_us)
+        self.tenant_id = db.call(sharing.ensure_tenant, "default", now_us=self.now_us)
         self.ann = Caller(self.tenant_id, "default", "ann", "admin")
         self.bob = Caller(self.tenant_id, "default", "bob", "user")
 

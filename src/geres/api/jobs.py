@@ -19,7 +19,7 @@ from geres.model import demand as demands
 from geres.model.callers import Caller
 from geres.model.jobs import Job, JobAction, JobDetail, JobPage, JobPatch, JobSpec
 from geres.model.tasks import Why
-from geres.store import jobs, submit
+from geres.store import idempotency, jobs, submit
 from geres.store.database import Tx
 from geres.store.jobs import JobQuery
 
@@ -56,7 +56,7 @@ def _create_once(
         job.warnings = warnings
         return encode(job)
 
-    return submit.once(tx, caller, key, raw, now_us=now_us, do=do)
+    return idempotency.once(tx, caller, key, raw, now_us=now_us, do=do)
 
 
 @get("/v1/jobs")

@@ -27,7 +27,7 @@ from geres.model.tasks import (
     TaskRow,
     TaskSpec,
 )
-from geres.store import dry_run, show, submit
+from geres.store import dry_run, finding, idempotency, show, submit
 from geres.store.database import Tx
 
 _NO_ROW: list[TaskRow] = [TaskRow()]
@@ -90,13 +90,13 @@ def _submit_once(
         task = show.tasks_by_id(tx, [task_id])[task_id]
         return encode(Submitted(task=task, attached=attached, warnings=warnings))
 
-    return submit.once(tx, caller, key, raw, now_us=now_us, do=do)
+    return idempotency.once(tx, caller, key, raw, now_us=now_us, do=do)
 
 
 def _submit(tx: Tx, caller: Caller, body: SubmitTask, now_us: int) -> tuple[int, bool]:
     """(key, whether it was there before)."""
     if body.task.id is not None and body.task.if_exists == "attach":
-        job_id = submit.find_job(tx, caller, body.job, now_us=now_us)
+        job_id = finding.find_job(tx, caller, body.job, now_us=now_us)
         found = tx.value("living_task_of_own_id", job_id=job_id, own_id=body.task.id)
         if found is not None:
             return int(found), True
@@ -146,7 +146,7 @@ def _bulk_once(
         )
         return encode(_with_errors(made, errors, places))
 
-    return submit.once(tx, caller, key, raw, now_us=now_us, do=do)
+    return idempotency.once(tx, caller, key, raw, now_us=now_us, do=do)
 
 
 def _with_errors(made: BulkAnswer, errors: list[BulkError], places: list[int] | None) -> BulkAnswer:

@@ -28,8 +28,8 @@ class Assign(Struct, array_like=True):
     argv: list[str] | None = None  #: instead of the command of the specification
     item: str | None = None
     is_array: bool = False  #: replace placeholders; the index is the task's number
-    #: 0: starts at once.  n: sent ahead, it takes no room of its own: it starts while fewer than n attempts of
-    #: its lane have room here, so in the room of one that ended.  The latest n counts.
+    #: 0: starts at once.  n: sent ahead, it takes no room of its own: it starts while fewer than n attempts
+    #: of its lane have room here, so in the room of one that ended.  The latest n counts.
     ahead: int = 0
     gpu_ids: list[int] = []
     requeue_count: int = 0

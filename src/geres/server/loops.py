@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from geres.api.context import Context
 from geres.server.clock import JUMP_US, Clock, wall_us
-from geres.store import ends, jobs, servers, submit, upkeep
+from geres.store import arrays, ends, jobs, servers, upkeep
 from geres.store.database import Order
 
 log = logging.getLogger("geres.server")
@@ -26,10 +26,10 @@ class Unfolder:
 
     async def step(self) -> bool:
         db, clock = self._context.db, self._context.clock
-        waiting = await db.read(submit.arrays_to_unfold, limit=_ARRAYS)
+        waiting = await db.read(arrays.arrays_to_unfold, limit=_ARRAYS)
         made = 0
         for job_id in waiting:
-            made += await db.run_as(Order.LOOP, submit.unfold, job_id, now_us=clock())
+            made += await db.run_as(Order.LOOP, arrays.unfold, job_id, now_us=clock())
             self._context.dispatcher.ring()
         return bool(made)
 

@@ -12,7 +12,7 @@ from typing import IO
 
 from geres.errors import Conflict, Invalid, StoreUnavailable
 from geres.mounts import network_file_system
-from geres.store import migrate, servers, submit, tokens
+from geres.store import migrate, servers, sharing, tokens
 from geres.store.database import Database, Tx, open_database
 from geres.store.sql import Dialect
 
@@ -179,7 +179,7 @@ def introduce(
     tx: Tx, *, admin: str, node: str, url: str, version: str, lease_us: int, now_us: int
 ) -> tuple[int, int]:
     """Make the tenant and the local tokens known, and register the server.  (tenant id, server id)."""
-    tenant_id = submit.ensure_tenant(tx, TENANT, now_us=now_us)
+    tenant_id = sharing.ensure_tenant(tx, TENANT, now_us=now_us)
     tokens.ensure_token(tx, admin, tenant_id=tenant_id, subject=account(), role="admin", now_us=now_us)
     tokens.ensure_token(tx, node, tenant_id=tenant_id, subject="node", role="node", now_us=now_us)
     server_id = servers.register(tx, url, version, lease_us=lease_us, now_us=now_us)

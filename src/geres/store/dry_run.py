@@ -10,7 +10,7 @@ from geres.model.inherit import inherit, task_of
 from geres.model.jobs import DEFAULT_JOB
 from geres.model.states import JobState
 from geres.model.tasks import TaskSpec
-from geres.store import submit
+from geres.store import finding
 from geres.store.database import Tx
 
 
@@ -21,10 +21,10 @@ def resolve(tx: Tx, caller: Caller, job_ref: str | None, spec: TaskSpec) -> tupl
     """
     if job_ref is None or job_ref == DEFAULT_JOB:
         return DEFAULT_JOB, spec
-    job_id = submit.find_job(tx, caller, job_ref, now_us=0)
+    job_id = finding.find_job(tx, caller, job_ref, now_us=0)
     row = tx.one("show_job_to_submit", job_id=job_id, tenant_id=caller.tenant_id)
     if row is None:
-        raise submit.no_such_job(job_ref)
+        raise finding.no_such_job(job_ref)
     if row["state"] not in (JobState.ACTIVE, JobState.DISABLED):
         raise JobFinished(
             f"job {job_id} is {row['state']} and takes no more tasks", id=str(job_id), state=row["state"]

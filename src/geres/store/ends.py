@@ -206,10 +206,12 @@ def _task_row(end: End) -> tuple[Any, ...]:
 def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> int:
     """Free the children of what ends; those skipped join `ends`.  Returns how many are queued now."""
     freed = 0
+    ending = {end.task_id for end in ends if end.final}
     news = [end for end in ends if end.final and end.is_parent]
     while news:
         failed = {end.task_id: end for end in news if not _counts_as_success(end)}
-        links = tx.rows("done_dependencies_on_tasks", task_ids=[end.task_id for end in news])
+        found = tx.rows("done_dependencies_on_tasks", task_ids=[end.task_id for end in news])
+        links = [link for link in found if link[0] not in ending]  # a child may end with its parent
         skip = {
             child: failed[parent] for child, parent, how in links if parent in failed and how == "success"
         }
@@ -220,6 +222,7 @@ def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> int:
             for row in skipped
         ]
         ends += news
+        ending.update(end.task_id for end in news)
         news = [end for end in news if end.is_parent]
     return freed
 

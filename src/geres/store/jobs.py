@@ -17,8 +17,8 @@ from geres.model.units import rfc3339
 from geres.store.database import Row, Tx
 from geres.store.ends import CANCELLED, end_job
 from geres.store.job_counts import counts_of_jobs
+from geres.store.sharing import set_cap
 from geres.store.sql import statements
-from geres.store.submit import set_cap
 from geres.store.task_actions import Done, ask, cancel
 from geres.store.tasks import find_job_id, may_change
 

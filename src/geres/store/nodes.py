@@ -12,7 +12,7 @@ from geres.model.ids import show_task
 from geres.model.states import NodeState, Reason, TaskState
 from geres.model.wire import AttemptKey, Ended, Hello
 from geres.store.database import Tx, batch
-from geres.store.submit import pool_of
+from geres.store.sharing import pool_of
 from geres.store.turn import Turned, settle
 
 _PIECE = 500

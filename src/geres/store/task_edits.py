@@ -23,7 +23,7 @@ from geres.model.tasks import Acted, EditTasks, Retry, TaskSpec
 from geres.model.units import parse_time
 from geres.store import show
 from geres.store.database import Row, Tx
-from geres.store.submit import lane_of, pool_of, spec_id_of
+from geres.store.sharing import lane_of, pool_of, spec_id_of
 from geres.store.task_actions import Done, in_order, lock, refuse
 
 _SAME_NAME = (

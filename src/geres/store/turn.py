@@ -120,8 +120,7 @@ def turn(
     """Take one turn.  Doing it again after an unknown outcome is harmless: every write is fenced."""
     done = Turned()
     held = _check_epochs(tx, work, done)
-    for pool_id in work.pools:
-        _dispatch(tx, pool_id, planner, held, done, tenant_id, now_us)
+    capped = [_dispatch(tx, pool_id, planner, held, done, tenant_id, now_us) for pool_id in work.pools]
     _load_specs(tx, done, known_specs)
     if work.started:
         _start(tx, work, held, done, now_us)
@@ -129,6 +128,8 @@ def turn(
         _answer(tx, [row for row in work.asked if row[2] in held], done, now_us)
     if work.ended:
         _end(tx, [(node, report) for node, report in work.ended if node in held], done, now_us)
+        # Tasks that ended counted against their limits until now.
+        done.more = done.more or (any(capped) and bool(done.accepted))
     return done
 
 
@@ -144,10 +145,11 @@ def _check_epochs(tx: Tx, work: Gathered, done: Turned) -> set[int]:
 
 def _dispatch(
     tx: Tx, pool_id: int, planner: Planner, held: set[int], done: Turned, tenant_id: int, now_us: int
-) -> None:
+) -> bool:
+    """Assign what starts now.  True where limits decided about it."""
     lanes = [Lane(*row) for row in tx.rows("active_lanes", pool_id=pool_id, limit=MOST_LANES)]
     if not lanes:
-        return
+        return False
     caps, locked_out = _lock_caps(tx, planner.caps_of(lanes), tenant_id)
     chosen = planner.choose([lane for lane in lanes if lane.id not in locked_out], caps)
     candidates: list[Candidate] = []
@@ -167,6 +169,7 @@ def _dispatch(
         )
         attempts = dict(rows)
         done.assigned += [(p, attempts[p.candidate.id]) for p in placements if p.candidate.id in attempts]
+    return bool(caps)
 
 
 def _rest(tx: Tx, lane_ids: list[int]) -> None:
