@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from tests.api.world import Agent, Api
 
@@ -31,8 +34,9 @@ def test_items_are_shown_in_the_command(api: Api) -> None:
 
 
 def test_results_wait_for_the_next_end_and_answer_at_once_when_all_have_ended(
-    api: Api, agent: Connect
+    api: Api, agent: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("geres.api.waiting._POLL_SECONDS", 60.0)  # only the bell can wake
     node = agent()
     first, second = api.submit(), api.submit()
     node.take(2)
@@ -162,8 +166,6 @@ def test_a_time_that_has_come_starts_its_task(api: Api, agent: Connect) -> None:
 
 
 def test_a_cursor_behind_the_cut_is_gone(api: Api, agent: Connect) -> None:
-    import sqlite3
-
     node = agent()
     node.end(*[task for task in [api.submit()] if node.take()])
     with sqlite3.connect(api.home / "geres.db") as connection:

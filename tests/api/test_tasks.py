@@ -13,7 +13,10 @@ from tests.api.world import Agent, Api
 Connect = Callable[..., Agent]
 
 
-def test_a_task_runs_and_its_end_wakes_who_waits(api: Api, agent: Connect) -> None:
+def test_a_task_runs_and_its_end_wakes_who_waits(
+    api: Api, agent: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("geres.api.waiting._POLL_SECONDS", 60.0)  # only the bell can wake
     node = agent()
     task = api.submit("echo", "hi", name="greet", meta={"proj": "x"})
     found: list[Any] = []
