@@ -103,7 +103,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--since", metavar="TIME", help="Not older: 2026-03-01T12:00, or 2h, 7d."),
         click.option("--until", metavar="TIME", help="Not younger."),
         click.option("-n", "--limit", metavar="N", type=click.IntRange(min=0), help="How many; 0 for all."),
-        click.option("--sort", metavar="FIELD", help="By this field, `-FIELD` backwards.  [-id]"),
+        click.option("--sort", metavar="FIELD", help="By this field, `-FIELD` backwards.  [newest first]"),
     ]
     for option in reversed(options):
         command = option(command)
@@ -163,6 +163,8 @@ def task_show(app: App, id: str, style: Style) -> None:
 
 def _list(app: App, style: Style, columns: list[Column], flags: dict[str, Any], **fixed: Any) -> None:
     query = {**_query(app, flags), **fixed}
+    if not query["sort"] and not query["job"]:
+        query["sort"] = "-created_at"  # ids grow within a job only
     show_pages(style, app.client, "tasks", columns, flags["limit"], query)
 
 

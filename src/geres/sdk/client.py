@@ -345,7 +345,7 @@ class Client(Reader):
         self, targets: list[Task], any_: bool, deadline: Deadline, progress: Progress | None
     ) -> list[Task]:
         if len(targets) <= (1 if any_ else _FEW) and progress is None:
-            return [Task(self, one.id, info=self.wait_one(one.id, deadline.left())) for one in targets]
+            return [Task(self, one.id, info=self.wait_one(one.id, deadline)) for one in targets]
         numbers: dict[str, set[int]] = {}
         for one in targets:
             numbers.setdefault(one.job_id, set()).add(one.number)

@@ -36,10 +36,6 @@ class Deadline:
         """How long the next request may wait."""
         return most if self._at is None else max(0.0, min(most, self._at - time.monotonic()))
 
-    def left(self) -> float | None:
-        """Seconds until then; None for never."""
-        return None if self._at is None else max(0.0, self._at - time.monotonic())
-
     def check(self, what: str) -> None:
         """Raise TimedOut, saying that `what` was not reached, where the time is over."""
         if self._at is not None and time.monotonic() >= self._at:
