@@ -19,9 +19,10 @@ from geres.model.states import NodeState
 from geres.model.tasks import TaskSpec, WhyNode
 from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Heartbeat, Hello, Spec, Stream, Welcome
 from geres.scheduling import credit
-from geres.scheduling.rooms import Facts, empty_room, why_not
+from geres.scheduling.rooms import empty_room, why_not
 from geres.server import logs
 from geres.server.desk import Desk
+from geres.server.frames import argv_of, ask_action, ask_signal, facts_of
 from geres.server.planner import TurnPlanner
 from geres.store import dispatching, nodes
 from geres.store.database import Database, Order
@@ -94,7 +95,7 @@ class Dispatcher:
         )
         if old := self.desks.get(answer.node_id):
             self.disconnect(old, "the node has connected again")
-        facts = _facts(hello)
+        facts = facts_of(hello)
         room = empty_room(answer.node_id, facts)
         room.accepting = not answer.draining
         desk = Desk(
@@ -125,7 +126,7 @@ class Dispatcher:
             )
         for held in answer.held:
             if held.asked is not None:
-                frame.ask.append(Ask(held.id, held.attempt, _ask_action(held.asked), why=held.message or ""))
+                frame.ask.append(Ask(held.id, held.attempt, ask_action(held.asked), why=held.message or ""))
         send(frame)
         self.desks[desk.node_id] = desk
         self._after(answer.turned, now_us)
@@ -403,7 +404,7 @@ class Dispatcher:
             spec_id,
             lane_id,
             job.name,
-            _argv(argv),
+            argv_of(argv),
             item,
             job.is_array,
             requeue_count=counts.requeue_count,
@@ -475,7 +476,7 @@ class Dispatcher:
         frames: dict[int, Frame] = {}
         for node_id, task, attempt, action, message in rows:
             frames.setdefault(node_id, Frame()).ask.append(
-                Ask(task, attempt, _ask_action(action), _ask_signal(action), message or "")
+                Ask(task, attempt, ask_action(action), ask_signal(action), message or "")
             )
         for node_id, frame in frames.items():
             if desk := self.desks.get(node_id):
@@ -487,45 +488,7 @@ class Dispatcher:
         return self._ask_bell
 
 
-def _argv(text: str | None) -> list[str] | None:
-    """A list is an argv, a string a shell line."""
-    if text is None:
-        return None
-    words: list[str] | str = msgspec.json.decode(text)
-    return words if isinstance(words, list) else ["/bin/sh", "-c", words]
-
-
-def _ask_action(asked: str) -> str:
-    """`requeue` is carried out like a cancel; the store knows what to do with the end."""
-    action = asked.partition(":")[0]
-    return {"requeue": "cancel", "hold": "recall", "edit": "recall"}.get(action, action)
-
-
-def _ask_signal(asked: str) -> int:
-    """`signal:10` asks for signal 10."""
-    number = asked.partition(":")[2]
-    return int(number) if number else 0
-
-
 def _state(desk: Desk) -> NodeState:
     if not desk.room.accepting:
         return NodeState.DRAINING
     return NodeState.RUNNING if desk.held else NodeState.IDLE
-
-
-def _facts(hello: Hello) -> Facts:
-    return Facts(
-        name=hello.node,
-        pool=hello.pool,
-        arch=hello.arch,
-        os=hello.os,
-        host=hello.host,
-        host_id=hello.host_id,
-        cpus_milli=round(hello.cpus * 1000),
-        memory_bytes=hello.memory_bytes,
-        gpus=hello.gpus,
-        counts=tuple(sorted(hello.resources.items())),
-        labels=tuple(sorted(hello.labels.items())),
-        shared_paths=tuple(hello.shared_paths),
-        slots=hello.slots,
-    )

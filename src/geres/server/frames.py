@@ -1,0 +1,47 @@
+"""Between the store's words and the agents'."""
+
+from __future__ import annotations
+
+import msgspec
+
+from geres.model.wire import Hello
+from geres.scheduling.rooms import Facts
+
+
+def argv_of(text: str | None) -> list[str] | None:
+    """A list is an argv, a string a shell line."""
+    if text is None:
+        return None
+    words: list[str] | str = msgspec.json.decode(text)
+    return words if isinstance(words, list) else ["/bin/sh", "-c", words]
+
+
+def ask_action(asked: str) -> str:
+    """`requeue` is carried out like a cancel; the store knows what to do with the end."""
+    action = asked.partition(":")[0]
+    return {"requeue": "cancel", "hold": "recall", "edit": "recall"}.get(action, action)
+
+
+def ask_signal(asked: str) -> int:
+    """`signal:10` asks for signal 10."""
+    number = asked.partition(":")[2]
+    return int(number) if number else 0
+
+
+def facts_of(hello: Hello) -> Facts:
+    """What the plan has to know of a node."""
+    return Facts(
+        name=hello.node,
+        pool=hello.pool,
+        arch=hello.arch,
+        os=hello.os,
+        host=hello.host,
+        host_id=hello.host_id,
+        cpus_milli=round(hello.cpus * 1000),
+        memory_bytes=hello.memory_bytes,
+        gpus=hello.gpus,
+        counts=tuple(sorted(hello.resources.items())),
+        labels=tuple(sorted(hello.labels.items())),
+        shared_paths=tuple(hello.shared_paths),
+        slots=hello.slots,
+    )
