@@ -89,19 +89,24 @@ class Journal:
 
     @property
     def is_long(self) -> bool:
-        return self._size > self._limit
+        """True where it should be rewritten: it has grown, or its last record may be torn."""
+        return self._size > self._limit or bool(self.broken)
 
     def rewrite(self, intents: list, started: list, ended: list) -> None:  # type: ignore[type-arg]
         """Begin anew with only this content; what is collected and not written is part of it or over."""
         temporary = self._path + ".new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         data = pack((_FORMAT, self._boot_id)) + pack((intents, started, ended, []))
+        fd = -1
         try:
+            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
             _write_all(fd, data)
             os.rename(temporary, self._path)
-        except OSError:
-            os.close(fd)
-            raise
+        except OSError as error:  # a full disk: work goes on, and the next tick tries again
+            self.broken = str(error)
+            if fd >= 0:
+                os.close(fd)
+            return
+        self.broken = ""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = fd
@@ -110,8 +115,11 @@ class Journal:
         self._clear()
 
     def flush(self) -> None:
-        """Append what has gathered.  A full disk is noted in `broken`, and the next flush tries again."""
+        """Append what has gathered.  A full disk is noted in `broken`; then only a rewrite helps."""
         if not self.is_pending:
+            return
+        if self.broken:
+            self._clear()  # the rewrite holds all that counts
             return
         data = pack((self.intents, self.started, self.ended, self.forgotten))
         try:
@@ -119,7 +127,6 @@ class Journal:
         except OSError as error:
             self.broken = str(error)
             return
-        self.broken = ""
         self._size += len(data)
         self._clear()
 

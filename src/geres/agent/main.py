@@ -70,7 +70,8 @@ class Stop:
 async def run(options: Options) -> None:
     """Be a node until told to stop.  Raises TimeoutError where no supervisor can be started."""
     folder, config = options.folder, options.config
-    place = Place(node_name(config), options.url, options.home, folder, account=account_environment())
+    is_up_home = (options.home / "token").exists()  # an agent alone has no admin's token
+    place = Place(node_name(config), options.url, options.home, folder, is_up_home, account_environment())
     _make_folders(folder, place)
     localities = Localities()
     upkeep = Upkeep(folder, socket_path(folder))

@@ -48,7 +48,6 @@ class Node:
         self.asked: list[tuple[int, int, str]] = []
         self._to_send: dict[AttemptKey, None] = {}
         self._sent_at: dict[AttemptKey, float] = {}
-        self._held: list[Assign] = []
         self.draining = False
         self.wake: Callable[[], None] = lambda: None
         self.listed = asyncio.Event()

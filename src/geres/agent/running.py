@@ -6,7 +6,7 @@ import heapq
 import os
 import resource
 import signal
-from collections import deque
+from collections.abc import Callable
 
 from geres.agent.attempts import (
     ENDING,
@@ -25,6 +25,7 @@ from geres.agent.attempts import (
 from geres.agent.capture import INLINE_BYTES, File
 from geres.agent.family import Children, kill, owner_by_environment, stat_of
 from geres.agent.journal import Journal
+from geres.agent.lanes import Lanes
 from geres.agent.process import Unstartable, explain_note, now_us, usage_of
 from geres.agent.starting import Starter
 
@@ -47,9 +48,8 @@ class Running:
         self.new_started: dict[Key, int] = {}
         self.new_ended: list[End] = []
         self.is_urgent = False  # a report that somebody may wait for
-        self._ready: deque[Attempt] = deque()
-        self._lanes: dict[int, deque[Attempt]] = {}
-        self._in_room: dict[int, int] = {}  # attempts that have room, by lane
+        self.lanes = Lanes()
+        self.close_input: Callable[[Attempt], None] = lambda attempt: None
         self._timers: list[tuple[float, int, Attempt]] = []
         self._timer_count = 0
         self._strays: dict[int, Key | None] = {}
@@ -76,10 +76,7 @@ class Running:
             return
         attempt = Attempt(order, spec, now)
         self.attempts[key] = attempt
-        if not attempt.ahead or self._in_room.get(attempt.lane, 0) < attempt.ahead:
-            self._give_room(attempt)
-        else:
-            self._lanes.setdefault(attempt.lane, deque()).append(attempt)
+        self.lanes.add(attempt)
 
     def acknowledge(self, keys: list[Key]) -> None:
         for key in keys:
@@ -141,27 +138,15 @@ class Running:
     # -- the loop's steps
 
     @property
-    def has_starts(self) -> bool:
-        return bool(self._ready)
-
-    @property
     def has_running(self) -> bool:
         return bool(self.leaders or self._lingering)
-
-    @property
-    def waits_ahead(self) -> bool:
-        return bool(self._lanes)
 
     def next_timer(self) -> float | None:
         return self._timers[0][0] if self._timers else None
 
     def start_some(self, now: float) -> None:
         """Start what is ready, a few at a time.  The journal learns of it first."""
-        batch: list[Attempt] = []
-        while self._ready and len(batch) < _MOST_STARTS:
-            attempt = self._ready.popleft()
-            if attempt.state is WAITING and attempt.key in self.attempts:
-                batch.append(attempt)
+        batch = self.lanes.take_ready(_MOST_STARTS)
         if not batch:
             return
         self.journal.intents.extend([attempt.key for attempt in batch])
@@ -391,16 +376,13 @@ class Running:
         """The attempt is over: its room goes on, its end is kept until it is acknowledged."""
         del self.attempts[attempt.key]
         attempt.state = ENDING
-        if attempt.stdin_fd >= 0:
-            os.close(attempt.stdin_fd)
-            attempt.stdin_fd = -1
+        self.close_input(attempt)
         started = attempt.slot is not None
         stdout, stderr, folder = self._settle(attempt, alone) if started else (None, None, None)
         if attempt.silent:
             self.journal.forgotten.append(attempt.key)
             self.new_started.pop(attempt.key, None)
-            if attempt.has_room:
-                self._pass_room(attempt)
+            self.lanes.leave(attempt)
             return
         outcome, reason, message = attempt.verdict or (None, None, None)
         end = (
@@ -423,7 +405,7 @@ class Running:
         self.journal.ended.append(end)
         self.new_ended.append(end)
         self.new_started.pop(attempt.key, None)
-        passed = attempt.has_room and self._pass_room(attempt)
+        passed = self.lanes.leave(attempt)
         if kind is GIVEN_BACK or not passed:
             self.is_urgent = True
 
@@ -431,37 +413,8 @@ class Running:
         self._finish(attempt, GIVEN_BACK, 0, None)
 
     def _give_back_late(self, now: float) -> None:
-        """Give back what waits too long, and forget the places in the lanes of what waits no more."""
-        for lane, queue in list(self._lanes.items()):
-            for attempt in queue:
-                if attempt.state is WAITING and now - attempt.arrived > _GIVE_BACK_SECONDS:
-                    self._give_back(attempt)
-            waiting = deque(attempt for attempt in queue if attempt.state is WAITING)
-            if waiting:
-                self._lanes[lane] = waiting
-            else:
-                del self._lanes[lane]
-
-    def _give_room(self, attempt: Attempt) -> None:
-        attempt.has_room = True
-        self._in_room[attempt.lane] = self._in_room.get(attempt.lane, 0) + 1
-        self._ready.append(attempt)
-
-    def _pass_room(self, attempt: Attempt) -> bool:
-        """Give its room to the next of its lane that was sent ahead.  False where there is none."""
-        attempt.has_room = False
-        self._in_room[attempt.lane] -= 1
-        queue = self._lanes.get(attempt.lane)
-        while queue:
-            following = queue.popleft()
-            if not queue:
-                del self._lanes[attempt.lane]
-            if following.state is WAITING:
-                self._give_room(following)
-                return True
-        if not self._in_room[attempt.lane]:
-            del self._in_room[attempt.lane]
-        return False
+        for attempt in self.lanes.late(now - _GIVE_BACK_SECONDS):
+            self._give_back(attempt)
 
     def _settle(self, attempt: Attempt, alone: bool) -> tuple:  # type: ignore[type-arg]
         """Put away its output and its folder.  Returns stdout, stderr and the folder of an end."""

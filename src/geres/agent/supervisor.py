@@ -26,6 +26,7 @@ from geres.agent.cgroups import MemoryGroups
 from geres.agent.family import kill_leftovers
 from geres.agent.folders import Folders
 from geres.agent.frames import Unpacker, pack
+from geres.agent.inputs import Inputs
 from geres.agent.journal import Journal, read
 from geres.agent.process import now_us
 from geres.agent.running import Running
@@ -39,7 +40,6 @@ _TICK_SECONDS = 1.0
 _SHORT_TICK_SECONDS = 0.2  #: while something was sent ahead
 _ALONE_SECONDS = 10.0  #: without an agent and without work it leaves
 _RECEIVE_BYTES = 1 << 18
-_PIPE_BYTES = 1 << 16
 _LEFTOVER_SECONDS = 5.0
 
 
@@ -58,13 +58,15 @@ class Supervisor:
         self._alone_since = time.monotonic()
         self._leaving = False
         self._next_look = 0.0
-        self._stdins: dict[int, Key] = {}
-        self._notices: list[tuple] = []  # type: ignore[type-arg]
         folders, journal = self._recover(folder)
         self._running = Running(Starter(folders, Captures(folder + "/tasks"), MemoryGroups()), journal)
         self._running.ended = self._recovered
         self._running.compact_journal()
         self._listen()
+        self._inputs = Inputs(
+            self._poll, self._running.attempts.get, lambda key, given: self._send(("stdin", key, given))
+        )
+        self._running.close_input = self._inputs.close
 
     def _recover(self, folder: str) -> tuple[Folders, Journal]:
         """Take up what an earlier supervisor left: its ends are reported, its processes killed."""
@@ -127,12 +129,12 @@ class Supervisor:
                     self._serve(fd, what, now)
             if died:
                 running.reap(now)
-            if running.has_starts:
+            if running.lanes.ready:
                 running.start_some(now)
             running.fire_timers(now)
             if now >= next_tick:
                 self._tick(now)
-                next_tick = now + (_SHORT_TICK_SECONDS if running.waits_ahead else _TICK_SECONDS)
+                next_tick = now + (_SHORT_TICK_SECONDS if running.lanes.waits_ahead else _TICK_SECONDS)
             self._write_down(now)
             self._report(clock())
         self._close()
@@ -140,7 +142,7 @@ class Supervisor:
     def _pause(self, now: float, next_tick: float) -> float:
         """How long the loop may sleep, in seconds."""
         running = self._running
-        if running.has_starts:
+        if running.lanes.ready:
             return 0.0
         until = next_tick
         timer = running.next_timer()
@@ -218,8 +220,8 @@ class Supervisor:
             self._accept()
         elif fd in self._callers:
             self._hear_caller(fd, now)
-        elif fd in self._stdins:
-            self._feed(self._stdins[fd])
+        else:
+            self._inputs.serve(fd)
 
     def _accept(self) -> None:
         try:
@@ -320,9 +322,9 @@ class Supervisor:
             elif what == "kill":  # [key, ...]
                 running.kill_silently(order[1])
             elif what == "stdin":  # key, bytes
-                self._take_stdin(order[1], order[2], False)
+                self._inputs.take(order[1], order[2], False)
             elif what == "eof":  # key
-                self._take_stdin(order[1], b"", True)
+                self._inputs.take(order[1], b"", True)
             elif what == "hello":
                 self._send(("list", *self._status().values()))
             elif what == "leave":
@@ -401,8 +403,6 @@ class Supervisor:
         if not self._unsent:
             self._poll.modify(self._agent, select.EPOLLIN)
 
-    # -- output files and stdin
-
     def _lend(self, caller: socket.socket, key: Key) -> None:
         """Answer with (state or None, stdin bytes written, streams, folder, output limit) and output files.
 
@@ -427,50 +427,6 @@ class Supervisor:
             caller.sendmsg([pack(answer)], rights)
         except OSError:
             pass
-
-    def _take_stdin(self, key: Key, data: bytes, is_last: bool) -> None:
-        attempt = self._running.attempts.get(key)
-        if attempt is None or attempt.stdin_fd < 0:
-            self._send(("stdin", key, -1))
-            return
-        attempt.stdin_pending += data
-        attempt.stdin_closing = attempt.stdin_closing or is_last
-        self._feed(key)
-
-    def _feed(self, key: Key) -> None:
-        """Write what the pipe takes; tell the agent how much the task has been given, -1 for no more."""
-        attempt = self._running.attempts.get(key)
-        if attempt is None or attempt.stdin_fd < 0:
-            return
-        fd = attempt.stdin_fd
-        before = attempt.stdin_written
-        try:
-            while attempt.stdin_pending:
-                written = os.write(fd, attempt.stdin_pending[:_PIPE_BYTES])
-                attempt.stdin_written += written
-                attempt.stdin_pending = attempt.stdin_pending[written:]
-        except BlockingIOError:
-            pass
-        except OSError:  # it reads no more
-            attempt.stdin_closing = True
-            attempt.stdin_pending = b""
-        if attempt.stdin_pending:
-            if fd not in self._stdins:
-                self._stdins[fd] = key
-                self._poll.register(fd, select.EPOLLOUT)
-        else:
-            self._forget_stdin(fd)
-            if attempt.stdin_closing:
-                os.close(fd)
-                attempt.stdin_fd = -1
-                self._send(("stdin", key, -1))
-                return
-        if attempt.stdin_written != before:
-            self._send(("stdin", key, attempt.stdin_written))
-
-    def _forget_stdin(self, fd: int) -> None:
-        if self._stdins.pop(fd, None) is not None:
-            self._poll.unregister(fd)
 
 
 def _receive(connection: socket.socket) -> bytes | None:
