@@ -77,8 +77,7 @@ def edit(app: App, words: tuple[str, ...], json: bool, quiet: bool) -> int:
     Names: cpus, memory, gpus, priority, exclusive, nodelist, match, pool, time_limit, retries,
     not_before, and resources.NAME.
     """
-    ids = [word for word in words if "=" not in word]
-    given = tuple(word for word in words if "=" in word)
+    ids, given = ids_and_changes(words)
     if not ids:
         raise Invalid("id: is missing; say which tasks to change", field="id")
     if not given:
@@ -87,27 +86,34 @@ def edit(app: App, words: tuple[str, ...], json: bool, quiet: bool) -> int:
 
 
 @click.command()
-@ids_argument(required=False)
+@click.argument("words", nargs=-1, metavar="ID... [NAME=VALUE...]")
 @click.option("-J", "--job", metavar="JOB", help="The tasks of this job.")
 @click.option("--failed", is_flag=True, help="Only the tasks that failed.")
-@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Change first, like memory=16G.")
 @click.option("--json", is_flag=True, help="What became of each, as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
 @click.pass_obj
 def rerun(
     app: App,
-    ids: tuple[str, ...],
+    words: tuple[str, ...],
     job: str | None,
     failed: bool,
-    sets: tuple[str, ...],
     json: bool,
     quiet: bool,
 ) -> int:
-    """Run ended tasks again as their next attempt; earlier attempts stay to be seen."""
+    """Run ended tasks again as their next attempt; earlier attempts stay to be seen.
+
+    What they ask for can be changed first, as by `geres edit`: `geres rerun 12.7 memory=16G`.
+    """
+    ids, given = ids_and_changes(words)
     named = [*read_ids(ids), *([job] if job else [])]
     if not named:
         raise Invalid("id: is missing; say which tasks to run again, or --job", field="id")
-    return tell(app.client.rerun(*named, failed=failed, **changes(sets)), json=json, quiet=quiet)
+    return tell(app.client.rerun(*named, failed=failed, **changes(given)), json=json, quiet=quiet)
+
+
+def ids_and_changes(words: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+    """The ids and the `NAME=VALUE` words among the words of a command."""
+    return [word for word in words if "=" not in word], tuple(word for word in words if "=" in word)
 
 
 def changes(given: tuple[str, ...]) -> dict[str, Any]:
