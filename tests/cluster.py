@@ -94,6 +94,14 @@ class Cluster:
         self.run(*words, check=True, timeout=_START_SECONDS)
         self._up = True
 
+    def wait_until_ready(self, seconds: float = _START_SECONDS) -> None:
+        """Wait until a node is connected: `geres up` comes back as soon as the server answers."""
+        deadline = time.monotonic() + seconds
+        client = self.client()
+        while not any(node.connected for node in client.nodes()):
+            assert time.monotonic() < deadline, f"no node within {seconds} s"
+            time.sleep(0.02)
+
     def stop(self) -> None:
         """`geres down`, then check: nothing died that no test killed, no traceback, no process left."""
         if not self._up:
