@@ -21,6 +21,7 @@ from msgspec import Struct
 from msgspec.structs import fields
 
 from geres.errors import Invalid
+from geres.model.ids import is_name, is_node_name
 from geres.model.units import parse_cpus, parse_duration, parse_size
 
 DEFAULT_PORT = 4470
@@ -188,6 +189,13 @@ class Config(Struct, frozen=True):
                 "agent.limit_factor",
                 f"{agent.limit_factor:g} would end tasks within their request; at least 1",
             )
+        if agent.name and not is_node_name(agent.name):
+            yield (
+                "agent.name",
+                f"{agent.name!r} cannot name a node; leave out blanks, commas, slashes and * ? [ ]",
+            )
+        if not is_name(agent.pool):
+            yield "agent.pool", f"{agent.pool!r} cannot name a pool; use no dot and not only digits"
         for key, number, least in (
             ("agent.memory_bytes", agent.memory_bytes, 0),
             ("agent.gpus", agent.gpus, -1),

@@ -15,6 +15,7 @@ MOST_NUMBER = (1 << _NUMBER_BITS) - 1
 _MOST_JOBS = (1 << 31) - 1
 _TASK = re.compile(r"(\d{1,10})\.(\d{1,10})")
 _NAME = re.compile(r"[^\s.\x00-\x1f\x7f][^.\x00-\x1f\x7f]{0,199}")
+_NODE = re.compile(r"[^\s/,*?\[\]\x00-\x1f\x7f]{1,200}")
 
 
 def task_key(job_id: int, number: int) -> int:
@@ -75,6 +76,11 @@ def parse_numbers(text: str, field: str = "id") -> list[range]:
 def is_name(text: str) -> bool:
     """True unless the text could be mistaken for an id, or breaks a line."""
     return _NAME.fullmatch(text) is not None and not text.isdigit() and text != "-"
+
+
+def is_node_name(text: str) -> bool:
+    """True for what can stand in lists of nodes, in paths and on a line; a host's name may have dots."""
+    return _NODE.fullmatch(text) is not None
 
 
 def check_name(text: str, field: str = "name") -> str:

@@ -120,7 +120,7 @@ def keep_copy(path: Path) -> Path | None:
     except sqlite3.Error as error:
         raise StoreUnavailable(f"the database {path} cannot be opened: {error}") from error
     try:
-        current = _version_of(source)
+        current = _version_of(source, path)
         newest = migrate.migrations()[-1][0]
         if current > newest:
             copies = sorted(str(copy) for copy in path.parent.glob(f"{path.name}.schema-*"))
@@ -143,13 +143,25 @@ def keep_copy(path: Path) -> Path | None:
         source.close()
 
 
-def _version_of(connection: sqlite3.Connection) -> int:
+def _version_of(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of its schema; 0 for an empty database.  Raises Invalid for one that is not of geres."""
     try:
-        return int(connection.execute("SELECT COALESCE(MAX(version), 0) FROM schema_version").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 0  # no such table: nothing was ever stored
+        tables = {
+            name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        }
+        if "schema_version" in tables:
+            found = connection.execute("SELECT COALESCE(MAX(version), 0) FROM schema_version").fetchone()
+            return int(found[0])
     except sqlite3.DatabaseError as error:
-        raise Invalid(f"store: the database cannot be read: {error}", field="store") from error
+        raise Invalid(
+            f"store: {path} cannot be read as a database ({error}); move it away, or name another --store",
+            field="store",
+        ) from error
+    if tables:
+        raise Invalid(
+            f"store: {path} is the database of another program; name another --store", field="store"
+        )
+    return 0
 
 
 def ensure_token_file(path: Path) -> str:

@@ -220,6 +220,7 @@ class SqliteDatabase(Database):
         self._reader_slots = asyncio.Semaphore(_READERS)
         self._reader_total = 0
         self._starting = threading.Lock()
+        self._closed = False
 
     def _connect(self, read_only: bool = False) -> sqlite3.Connection:
         try:
@@ -274,6 +275,8 @@ class SqliteDatabase(Database):
     async def run_as(
         self, order: Order, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> T:
+        if self._closed:  # nobody would ever do the work
+            raise StoreUnavailable(f"the database {self.path} is closed; ask again once a server runs")
         if self._queue.qsize() >= _QUEUE_MOST:
             raise StoreUnavailable("too much waits for the database; try again in a moment")
         if self._writer is None:
@@ -336,6 +339,7 @@ class SqliteDatabase(Database):
             self._readers.put(connection)
 
     def close(self) -> None:
+        self._closed = True
         if self._writer is not None:
             self._queue.put((Order.LOOP + 1, next(self._count), None))
             self._writer.join(timeout=10)
