@@ -18,7 +18,7 @@ async def server() -> AsyncIterator[Server]:
 
 @pytest.fixture
 def make_agent(tmp_path: Path, server: Server) -> Iterator[Callable[..., Agent]]:
-    """Call it with more flags for a started agent.  All is ended after the test, and no log holds a traceback."""
+    """Call it with more flags for a started agent.  All end after the test, with no traceback in a log."""
     agents: list[Agent] = []
 
     def make(*flags: str, **environment: str) -> Agent:

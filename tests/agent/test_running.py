@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from tests.agent.world import Agent, Server
 
-pytestmark = pytest.mark.usefixtures("agent")
 
-
-async def test_a_command_runs_and_its_output_travels_with_its_end(server: Server) -> None:
+async def test_a_command_runs_and_its_output_travels_with_its_end(server: Server, agent: Agent) -> None:
     end = await server.run(1, "sh", "-c", "echo out; echo err >&2")
 
     assert (end.outcome, end.reason, end.exit_code) == ("succeeded", None, 0)
@@ -27,7 +25,9 @@ async def test_a_command_runs_and_its_output_travels_with_its_end(server: Server
     assert end.folder is None
 
 
-async def test_an_exit_code_other_than_zero_is_a_failure_with_reason_exit(server: Server) -> None:
+async def test_an_exit_code_other_than_zero_is_a_failure_with_reason_exit(
+    server: Server, agent: Agent
+) -> None:
     end = await server.run(1, "sh", "-c", "exit 3")
 
     assert (end.outcome, end.reason, end.exit_code, end.signal) == ("failed", "exit", 3, None)
@@ -42,26 +42,28 @@ async def test_a_task_that_kills_itself_fails_with_its_signal(server: Server, ag
     assert len(server.peers) == 1
 
 
-async def test_signals_that_python_ignores_are_not_ignored_in_tasks(server: Server) -> None:
+async def test_signals_that_python_ignores_are_not_ignored_in_tasks(server: Server, agent: Agent) -> None:
     end = await server.run(1, "sh", "-c", "kill -PIPE $$; echo survived")
 
     assert (end.reason, end.signal, end.stdout) == ("signal", signal.SIGPIPE, b"")
 
 
-async def test_a_program_that_does_not_exist_is_not_found(server: Server) -> None:
+async def test_a_program_that_does_not_exist_is_not_found(server: Server, agent: Agent) -> None:
     end = await server.run(1, "no-such-program")
 
     assert (end.outcome, end.reason, end.exit_code) == ("failed", "not_found", 127)
     assert "no-such-program" in (end.message or "")
 
 
-async def test_a_path_that_does_not_exist_is_not_found(server: Server) -> None:
+async def test_a_path_that_does_not_exist_is_not_found(server: Server, agent: Agent) -> None:
     end = await server.run(1, "/no/such/program")
 
     assert (end.reason, end.exit_code) == ("not_found", 127)
 
 
-async def test_a_file_without_the_right_to_run_is_not_executable(server: Server, tmp_path: Path) -> None:
+async def test_a_file_without_the_right_to_run_is_not_executable(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\n")
 
@@ -71,7 +73,9 @@ async def test_a_file_without_the_right_to_run_is_not_executable(server: Server,
     assert str(program) in (end.message or "")
 
 
-async def test_an_interpreter_that_does_not_exist_is_named(server: Server, tmp_path: Path) -> None:
+async def test_an_interpreter_that_does_not_exist_is_named(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
     program = tmp_path / "program"
     program.write_text("#!/no/such/interpreter\n")
     program.chmod(0o755)
@@ -82,7 +86,9 @@ async def test_an_interpreter_that_does_not_exist_is_named(server: Server, tmp_p
     assert "interpreter" in (end.message or "")
 
 
-async def test_a_script_without_a_first_line_runs_in_a_shell(server: Server, tmp_path: Path) -> None:
+async def test_a_script_without_a_first_line_runs_in_a_shell(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
     program = tmp_path / "program"
     program.write_text('echo "script $1"\n')
     program.chmod(0o755)
@@ -92,7 +98,9 @@ async def test_a_script_without_a_first_line_runs_in_a_shell(server: Server, tmp
     assert end.stdout == b"script word\n"
 
 
-async def test_a_hundred_thousand_arguments_arrive_or_are_refused_in_words(server: Server) -> None:
+async def test_a_hundred_thousand_arguments_arrive_or_are_refused_in_words(
+    server: Server, agent: Agent
+) -> None:
     words = ["x"] * 100_000
     end = await server.run(1, "sh", "-c", 'echo "$#"', "sh", *words)
     too_many = await server.run(2, "true", *["y" * 100] * 100_000)
@@ -102,7 +110,7 @@ async def test_a_hundred_thousand_arguments_arrive_or_are_refused_in_words(serve
     assert "longer than" in (too_many.message or "")
 
 
-async def test_a_shell_line_is_expanded_and_a_command_is_not(server: Server) -> None:
+async def test_a_shell_line_is_expanded_and_a_command_is_not(server: Server, agent: Agent) -> None:
     line = await server.run(1, shell="echo $((1 + 1)) | cat")
     command = await server.run(2, "echo", "$HOME")
 
@@ -110,7 +118,7 @@ async def test_a_shell_line_is_expanded_and_a_command_is_not(server: Server) -> 
     assert command.stdout == b"$HOME\n"
 
 
-async def test_usage_counts_processor_time_and_large_memory(server: Server) -> None:
+async def test_usage_counts_processor_time_and_large_memory(server: Server, agent: Agent) -> None:
     code = "x = bytearray(100 << 20); x[::4096] = b'1' * len(x[::4096]); sum(range(2_000_000))"
     end = await server.run(1, sys.executable, "-c", code)
     small = await server.run(2, "true")
@@ -123,7 +131,7 @@ async def test_usage_counts_processor_time_and_large_memory(server: Server) -> N
 
 
 async def test_the_environment_is_the_accounts_and_the_published_names(
-    server: Server, tmp_path: Path
+    server: Server, agent: Agent, tmp_path: Path
 ) -> None:
     os.environ["GERES_TEST_LEAK"] = "1"
     spec = server.spec(
@@ -156,7 +164,9 @@ async def test_the_environment_is_the_accounts_and_the_published_names(
     assert "GERES_TEST_LEAK" not in seen
 
 
-async def test_the_items_and_indexes_of_an_array_are_put_in_place(server: Server, tmp_path: Path) -> None:
+async def test_the_items_and_indexes_of_an_array_are_put_in_place(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
     spec = server.spec("sh", "-c", "echo $GERES_ARRAY_INDEX $GERES_ITEM $1", "sh", "{.}:{/}:{index}:{task}")
 
     await server.assign(spec, 4, is_array=True, item="d/a.txt")
@@ -164,7 +174,9 @@ async def test_the_items_and_indexes_of_an_array_are_put_in_place(server: Server
     assert (await server.end_of(4)).stdout == b"4 d/a.txt d/a:a.txt:4:1.4\n"
 
 
-async def test_a_task_without_a_folder_of_its_own_choice_gets_a_private_empty_one(server: Server) -> None:
+async def test_a_task_without_a_folder_of_its_own_choice_gets_a_private_empty_one(
+    server: Server, agent: Agent
+) -> None:
     first = await server.run(1, "sh", "-c", "ls; touch x; pwd")
     second = await server.run(2, "sh", "-c", "ls; pwd")
 
@@ -172,7 +184,9 @@ async def test_a_task_without_a_folder_of_its_own_choice_gets_a_private_empty_on
     assert second.stdout.decode().startswith("/"), "and so is the next one"
 
 
-async def test_files_that_a_task_left_are_kept_under_its_name(server: Server, tmp_path: Path) -> None:
+async def test_files_that_a_task_left_are_kept_under_its_name(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
     end = await server.run(5, "sh", "-c", "echo kept > x")
     again = await server.run(6, "sh", "-c", "mktemp; true")
 
@@ -181,13 +195,13 @@ async def test_files_that_a_task_left_are_kept_under_its_name(server: Server, tm
     assert again.folder is None, "temporary files are not kept"
 
 
-async def test_the_shared_folder_of_the_node_is_shared(server: Server) -> None:
+async def test_the_shared_folder_of_the_node_is_shared(server: Server, agent: Agent) -> None:
     await server.run(1, "sh", "-c", 'echo shared > "$GERES_NODE_SHARED_DIR/s"')
 
     assert (await server.run(2, "sh", "-c", 'cat "$GERES_NODE_SHARED_DIR/s"')).stdout == b"shared\n"
 
 
-async def test_a_folder_to_start_in_is_entered_or_named(server: Server, tmp_path: Path) -> None:
+async def test_a_folder_to_start_in_is_entered_or_named(server: Server, agent: Agent, tmp_path: Path) -> None:
     for number in (1, 2):  # the first by the launcher, the second perhaps directly
         end = await server.run(number, "pwd", cwd=str(tmp_path))
         assert end.stdout.decode().strip() == str(tmp_path)
@@ -196,13 +210,35 @@ async def test_a_folder_to_start_in_is_entered_or_named(server: Server, tmp_path
         assert "/no/such/folder" in (gone.message or "")
 
 
-async def test_a_umask_is_set_for_the_task_alone(server: Server) -> None:
+async def test_a_umask_is_set_for_the_task_alone(server: Server, agent: Agent) -> None:
     assert (await server.run(1, "sh", "-c", "umask", umask=0o027)).stdout == b"0027\n"
     assert (await server.run(2, "sh", "-c", "umask")).stdout == b"0022\n"
 
 
-async def test_a_handler_is_refused_in_words(server: Server) -> None:
+async def test_a_handler_is_refused_in_words(server: Server, agent: Agent) -> None:
     end = await server.run(1, handler="demo:work")
 
     assert (end.outcome, end.reason) == ("failed", "handler_load")
     assert "demo:work" in (end.message or "")
+
+
+async def test_more_tasks_run_at_once_than_a_process_may_open_files(
+    server: Server, make_agent: Callable[..., Agent], tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))
+    try:
+        agent = make_agent()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    await server.connected()
+    spec = server.spec(shell=f"ulimit -n; while [ ! -e {go} ]; do sleep 0.5; done")
+
+    await server.assign(spec, *range(1, 101))
+    await server.until(lambda: len(agent.supervisor()["running"]) == 100)
+    go.touch()
+
+    for number in range(1, 101):
+        end = await server.end_of(number)
+        assert (end.outcome, end.stdout) == ("succeeded", b"128\n"), "tasks see the limit as it was"

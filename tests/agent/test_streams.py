@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from tests.agent.world import Agent, Server
+from tests.agent.world import Agent, Server, until
 
 
 async def gather(server: Server, name: str) -> tuple[bytes, bytes, dict[str, object]]:
@@ -174,3 +174,36 @@ async def test_many_short_tasks_stream_their_own_output_and_no_other(server: Ser
             "all of it, or none where it ended before the stream began"
         )
         assert end["state"] == "succeeded"
+
+
+async def test_a_late_reader_is_told_what_was_left_out(server: Server, agent: Agent, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    line = f"head -c 60000000 /dev/zero | tr '\\0' x; while [ ! -e {go} ]; do sleep 0.05; done; echo last"
+    await server.assign(server.spec(shell=line, output_limit_bytes=4 << 20), 1)
+    await server.start_of(1)
+    output = Path(f"/proc/{agent.supervisor()['running'][0][2]}/fd/1")
+    until(lambda: output.stat().st_size == 60000000 and output.stat().st_blocks * 512 < 10 << 20)
+
+    name = await server.stream(1)
+    go.touch()
+    out, _, _ = await gather(server, name)
+
+    assert len(out) < 10 << 20
+    assert b"bytes left out here]" in out
+    assert b"\0" not in out
+    assert out.endswith(b"xxxlast\n")
+
+
+async def test_a_stream_of_a_file_that_is_appended_to_begins_with_this_attempt(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("older\n")
+    for number in (1, 2):  # the first by the launcher, of which there is nothing to follow
+        line = "sleep 0.2; echo mine; sleep 0.5"
+        await server.assign(server.spec(shell=line, stdout=str(log), append=True, merge=True), number)
+        name = await server.stream(number)
+        out, _, _ = await gather(server, name)
+
+    assert out == b"mine\n"
+    assert log.read_text() == "older\nmine\nmine\n"

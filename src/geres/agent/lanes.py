@@ -1,4 +1,4 @@
-"""Room by lanes: the attempts of one ask for the same, so that what was sent ahead starts in another's room."""
+"""Room by lanes: attempts of one lane ask for the same, so one sent ahead starts in the room of another."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Lanes:
             self._ahead.setdefault(attempt.lane, deque()).append(attempt)
 
     def leave(self, attempt: Attempt) -> bool:
-        """Give its room to the next of its lane that was sent ahead.  False where it had none, or none waits."""
+        """Give its room to the next of its lane that was sent ahead.  False where none was passed on."""
         if not attempt.has_room:
             return False
         attempt.has_room = False

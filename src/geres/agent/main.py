@@ -18,6 +18,7 @@ from typing import Any
 import anyio
 
 from geres import config as settings
+from geres import log_setup
 from geres.agent.channel import Channel
 from geres.agent.link import Link, ask, socket_path
 from geres.agent.local import Localities
@@ -27,7 +28,7 @@ from geres.agent.orders import Orders, Place, account_environment
 from geres.agent.streams import Streams
 from geres.agent.upkeep import Upkeep
 from geres.agent.upload import Uploader
-from geres.config import AgentConfig
+from geres.config import AgentConfig, LogConfig
 from geres.errors import GeresError, Invalid
 from geres.model.units import parse_cpus, parse_size
 
@@ -48,6 +49,7 @@ class Options:
     token: str
     config: AgentConfig
     stop_tasks: bool = False  #: end the tasks on the way out, and the supervisor with them
+    log: LogConfig = LogConfig()
 
     @property
     def folder(self) -> Path:
@@ -183,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     except GeresError as error:
         print(f"geres: {error.code}: {error}", file=sys.stderr)
         return error.exit_status
-    _set_up_logging()
+    log_setup.set_up(options.log)
     try:
         anyio.run(run, options, backend_options={"use_uvloop": _has_uvloop()})
     except TimeoutError as error:
@@ -215,7 +217,7 @@ def _options(argv: list[str]) -> Options:
         "agent.resources": _pairs(words.resource, "resource", int) or None,
         "agent.labels": _pairs(words.label, "label", str) or None,
     }
-    config = settings.load(flags).checked().agent
+    config = settings.load(flags).checked()
     url = words.url or os.environ.get("GERES_URL") or ""
     if not url:
         raise Invalid("--url: which server? write --url http://HOST:PORT", field="url")
@@ -224,7 +226,7 @@ def _options(argv: list[str]) -> Options:
         token = path.read_text().strip()
     except OSError as error:
         raise Invalid(f"{path}: the agent's token cannot be read: {error.strerror}", field="home") from None
-    return Options(home, url, token, config, words.stop_tasks)
+    return Options(home, url, token, config.agent, words.stop_tasks, config.log)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -281,13 +283,6 @@ def _lock(folder: Path) -> int:
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
     return lock
-
-
-def _set_up_logging() -> None:
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
-    logging.getLogger("websockets").setLevel(logging.WARNING)
 
 
 def stop_supervisor(home: Path, grace_seconds: float) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import time
 
 from geres.agent.attempts import Usage
 
 SIGPIPE, SIGXFSZ = 13, 25
 _LOOKUP_SECONDS = 1.0
+_MOST_DESCRIPTORS = 4  #: stdin, stdout, stderr and the launcher's notes
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
@@ -99,6 +101,38 @@ def show(name: bytes) -> str:
 
 #: Python ignores them, and what is ignored stays so across exec.
 _DEFAULTED = (SIGPIPE, SIGXFSZ)
+
+
+class OpenFiles:
+    """Our limit of open files: raised when there are many tasks, and as it was for the tasks themselves."""
+
+    def __init__(self) -> None:
+        self._soft, self._hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._is_raised = False
+        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._low = [os.dup(self._null) for _ in range(_MOST_DESCRIPTORS)]
+
+    def spawn(
+        self, program: bytes, argv: list[bytes], env: dict[bytes, bytes], descriptors: list[tuple[int, int]]
+    ) -> int:
+        """As `spawn`.  Beyond half of the limit it is raised here; each task begins with the old one."""
+        if not self._is_raised:
+            if descriptors[0][0] <= self._soft // 2 or self._soft >= self._hard:
+                return spawn(program, argv, env, descriptors)
+            self._is_raised = True
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._hard, self._hard))
+        used = self._low[: len(descriptors)]
+        try:
+            for (ours, _), low in zip(descriptors, used, strict=True):
+                os.dup2(ours, low, inheritable=False)  # posix_spawn takes none above the limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._soft, self._hard))
+            return spawn(
+                program, argv, env, [(low, its) for (_, its), low in zip(descriptors, used, strict=True)]
+            )
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self._hard, self._hard))
+            for low in used:
+                os.dup2(self._null, low, inheritable=False)
 
 
 def spawn(

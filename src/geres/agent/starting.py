@@ -8,7 +8,7 @@ from geres.agent.attempts import RUNNING, Attempt
 from geres.agent.capture import Captures, File
 from geres.agent.cgroups import MemoryGroups
 from geres.agent.folders import Folders, Slot
-from geres.agent.process import LAUNCHER, Programs, Unstartable, bad_path, no_cwd, now_us, spawn
+from geres.agent.process import LAUNCHER, OpenFiles, Programs, Unstartable, bad_path, no_cwd, now_us
 
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 
@@ -21,6 +21,7 @@ class Starter:
         self.captures = captures
         self.groups = groups
         self._programs = Programs()
+        self._open_files = OpenFiles()
         self._away = False
 
     def start(self, attempt: Attempt, now: float) -> None:
@@ -84,7 +85,7 @@ class Starter:
         before = os.umask(spec.umask) if spec.umask is not None else None
         try:
             attempt.started_us = now_us()
-            attempt.pid = spawn(program, attempt.argv, env, descriptors)
+            attempt.pid = self._open_files.spawn(program, attempt.argv, env, descriptors)
         except Unstartable:
             self._programs.forget()
             raise
@@ -116,9 +117,8 @@ class Starter:
             b"1" if spec.merge and out else b"",
         ]
         attempt.started_us = now_us()
-        attempt.pid = spawn(
-            b"/bin/sh", [b"sh", b"-c", LAUNCHER, b"geres", *arguments, *attempt.argv], env, descriptors
-        )
+        argv = [b"sh", b"-c", LAUNCHER, b"geres", *arguments, *attempt.argv]
+        attempt.pid = self._open_files.spawn(b"/bin/sh", argv, env, descriptors)
 
     def _limit(self, attempt: Attempt) -> tuple[bytes, bytes]:
         """The file to join the attempt's memory group by, or else the most address space in KiB."""

@@ -28,6 +28,7 @@ _STDIN_WINDOW_BYTES = 256 << 10
 _POLL_SECONDS = 0.25  #: the guarantee; the file watch is the hint
 _FAST_POLL_SECONDS = 0.01  #: where there is no file watch
 _IN_MODIFY = 0x2
+_SMALLEST_HOLE_BYTES = 1 << 20
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder().decode
 
@@ -119,9 +120,51 @@ class Streams:
                     socket, following
                 )
         except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError) as error:
-            log.info("the stream of %d.%d ended: %s", *key, error)
+            log.info("the stream of %s ended: %s", show_task(key[0]), error)
         finally:
             self._node.unfollow(key)
+
+
+class _File:
+    """One output file that is followed."""
+
+    def __init__(self, fd: int, begin: int, limit: int, seen: int, from_now: bool) -> None:
+        self._begin = begin
+        self._limit = limit
+        try:  # a position of our own: theirs is shared with the task
+            self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError:
+            self.fd = os.dup(fd)
+        size = os.fstat(self.fd).st_size - begin
+        #: how far it was read; a list, to be shared with those who free the middle of large files
+        self.place = [max(size, seen) if from_now and not seen else seen]
+
+    def read(self) -> bytes:
+        """What comes next, at most 64 KiB; empty for nothing yet."""
+        at = self._begin + self.place[0]
+        left_out = self._hole(at)
+        if left_out:
+            self.place[0] += left_out
+            return b"\n[geres: %d bytes left out here]\n" % left_out
+        try:
+            data = os.pread(self.fd, _PIECE_BYTES, at)
+        except OSError:  # the user named a file that cannot be read
+            return b""
+        self.place[0] += len(data)
+        return data
+
+    def _hole(self, at: int) -> int:
+        """How much of what comes next was freed because there is more output than is kept."""
+        try:
+            if os.fstat(self.fd).st_size <= self._limit:
+                return 0
+            left_out = os.lseek(self.fd, at, os.SEEK_DATA) - at
+        except OSError:
+            return 0
+        return left_out if left_out >= _SMALLEST_HOLE_BYTES else 0
+
+    def close(self) -> None:
+        os.close(self.fd)
 
 
 class _Session:
@@ -146,49 +189,55 @@ class _Session:
         self._with_stdin = stream.with_stdin
 
     async def run(self, socket: ClientConnection, following: Following) -> None:
-        state, written, streams, fds = await self._borrow(following.bell)
+        state, written, files = await self._borrow(following.bell)
         try:
             if state is not None:
                 if self._with_stdin:
                     await self._send(socket, ["in", max(written, 0)])
                 async with anyio.create_task_group() as group:
                     group.start_soon(self._take_input, socket, group.cancel_scope, written)
-                    await self._tail(socket, following.bell, dict(zip(streams, fds, strict=True)))
+                    await self._tail(socket, following.bell, files)
                     group.cancel_scope.cancel()
             await self._send(socket, ["end", _said_of(following.end)])
         finally:
-            for fd in fds:
-                os.close(fd)
+            for file in files.values():
+                file.close()
 
-    async def _borrow(self, changed: asyncio.Event) -> tuple[str | None, int, str, list[int]]:
+    async def _borrow(self, changed: asyncio.Event) -> tuple[str | None, int, dict[str, _File]]:
         """The attempt's output files, once it has started; state None where it is not here."""
         while True:
             changed.clear()
             if self._node.attempts.get(self._key) in (None, ENDED):
-                return None, 0, "", []
+                return None, 0, {}
             answer = await anyio.to_thread.run_sync(ask, self._socket_path, "borrow", *self._key)
             if answer is None:
-                return None, 0, "", []
-            (state, written, streams, *_), fds = answer
+                return None, 0, {}
+            (state, written, streams, _, limit, begins), fds = answer
             if state != "waiting":
-                return state, written, streams, fds
+                files = {
+                    name: _File(fd, begin, limit, self._seen[name], self._from_now)
+                    for name, fd, begin in zip(streams, fds, begins, strict=True)
+                }
+                for fd in fds:
+                    os.close(fd)
+                return state, written, files
             with anyio.move_on_after(_POLL_SECONDS):
                 await changed.wait()
 
-    async def _tail(self, socket: ClientConnection, changed: asyncio.Event, files: dict[str, int]) -> None:
+    async def _tail(self, socket: ClientConnection, changed: asyncio.Event, files: dict[str, _File]) -> None:
         """Send what the files hold and what is written to them, until the attempt is over."""
         watch = self._watch
-        places = {name: [self._start(name, fd)] for name, fd in files.items()}
-        for name, place in places.items():
-            self._offsets.setdefault((self._key, name), []).append(place)
-        watches = [] if watch is None else [watch.add(fd, changed) for fd in files.values()]
+        for name, file in files.items():
+            self._offsets.setdefault((self._key, name), []).append(file.place)
+        watches = [] if watch is None else [watch.add(file.fd, changed) for file in files.values()]
         pause = _POLL_SECONDS if watch is not None and watch.works else _FAST_POLL_SECONDS
         try:
             while True:
                 over = self._node.attempts.get(self._key) in (None, ENDED)
                 changed.clear()
-                for name, fd in files.items():
-                    await self._send_new(socket, name, fd, places[name])
+                for name, file in files.items():
+                    while data := file.read():
+                        await self._send(socket, [name, data])
                 if over:
                     return
                 with anyio.move_on_after(pause):
@@ -197,20 +246,11 @@ class _Session:
             for number in watches:
                 if watch is not None:
                     watch.remove(number)
-            for name, place in places.items():
+            for name, file in files.items():
                 readers = self._offsets[self._key, name]
-                readers.remove(place)
+                readers[:] = [place for place in readers if place is not file.place]
                 if not readers:
                     del self._offsets[self._key, name]
-
-    def _start(self, name: str, fd: int) -> int:
-        seen = self._seen[name]
-        return max(os.fstat(fd).st_size, seen) if self._from_now and not seen else seen
-
-    async def _send_new(self, socket: ClientConnection, name: str, fd: int, place: list[int]) -> None:
-        while data := os.pread(fd, _PIECE_BYTES, place[0]):
-            await self._send(socket, [name, data])
-            place[0] += len(data)
 
     async def _send(self, socket: ClientConnection, frame: list[Any]) -> None:
         await socket.send(_pack(frame))

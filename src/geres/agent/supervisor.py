@@ -404,24 +404,25 @@ class Supervisor:
             self._poll.modify(self._agent, select.EPOLLIN)
 
     def _lend(self, caller: socket.socket, key: Key) -> None:
-        """Answer with (state or None, stdin bytes written, streams, folder, output limit) and output files.
+        """Answer with (state or None, stdin bytes written, streams, folder, output limit, begins) and files.
 
-        `streams` says which files: "oe", "o" or "e".
+        `streams` says which files: "oe", "o" or "e"; `begins` where in each the attempt's output begins.
         """
         attempt = self._running.attempts.get(key)
         files: list[int] = []
-        answer: tuple = (None, 0, "", None, 0)  # type: ignore[type-arg]
+        answer: tuple = (None, 0, "", None, 0, [])  # type: ignore[type-arg]
         if attempt is not None:
-            streams = ""
+            streams, begins = "", []
             if attempt.state is not WAITING:
                 attempt.watched = True
                 for name, file in (("o", attempt.out), ("e", attempt.err)):
                     if file is not None and (name == "o" or attempt.err is not attempt.out):
                         files.append(file.fd)
                         streams += name
+                        begins.append(file.begin)
             folder = attempt.slot.path if attempt.slot is not None else None
             limit = attempt.spec.output_limit_bytes
-            answer = (attempt.state, attempt.stdin_written, streams, folder, limit)
+            answer = (attempt.state, attempt.stdin_written, streams, folder, limit, begins)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
         try:
             caller.sendmsg([pack(answer)], rights)

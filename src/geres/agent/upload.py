@@ -50,7 +50,7 @@ class Uploader:
                     continue
                 blob = await self._until_done(report, stream, kept)
             except (FileNotFoundError, Refused) as error:
-                log.warning("the %s of %d.%d stays here: %s", stream, report.task, report.attempt, error)
+                log.warning("the %s of %s stays here: %s", stream, show_task(report.task), error)
                 continue
             setattr(report, f"{stream}_blob", blob)
 
