@@ -240,7 +240,7 @@ def _skip(row: dict[str, Any], why: str, now_us: int) -> End:
         row["round"],
         TaskState.SKIPPED,
         Reason.PARENT_FAILED,
-        f"needs the success of another task: {why}",
+        why,
         ended_at=now_us,
         is_parent=bool(row["is_parent"]),
     )
