@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import UNSET
@@ -24,26 +24,8 @@ from geres.store.sharing import Shared, share, shared_part
 
 _AT_ONCE = 1_000  #: an array up to this size has its rows when it is accepted
 
-_COLUMNS = (
-    "id",
-    "job_id",
-    "tenant_id",
-    "submitted_by",
-    "lane_id",
-    "spec_id",
-    "argv",
-    "own_id",
-    "name",
-    "state",
-    "reason",
-    "state_since",
-    "priority",
-    "seq",
-    "not_before_at",
-    "waits_on",
-    "created_at",
-    "ended_at",
-)
+_OWN = ("id", "argv", "own_id", "name")  #: columns in which the tasks of one submit differ
+_MANY = 10
 
 _encode = msgspec.json.Encoder().encode
 
@@ -125,8 +107,7 @@ def create_tasks(
         defaults = inherit(defaults, job_task)
     base = task_key(job_id, int(taken["before"]) + 1)
     writer = _Rows(tx, caller, job_id, defaults, int(taken["priority"]), parents, now_us)
-    inserted = writer.build(base, [rows[i] for i in good] if errors else rows)
-    tx.insert("task", _COLUMNS, inserted)
+    writer.add(base, [rows[i] for i in good] if errors else rows)
     writer.finish(base, len(good))
     return BulkAnswer(str(job_id), number_of(base), len(good), errors)
 
@@ -165,8 +146,15 @@ def _check_rows(
     return good, errors
 
 
+class _Like(NamedTuple):
+    """Tasks that differ only in what stands in `rows`: key, what runs, own id, name."""
+
+    shared: Shared
+    rows: list[tuple[int, str | None, str | None, str | None]]
+
+
 class _Rows:
-    """Builds the rows of one submit, looking up each shared specification once."""
+    """Writes the rows of one submit, looking up each shared specification once."""
 
     def __init__(
         self,
@@ -180,60 +168,59 @@ class _Rows:
     ) -> None:
         self._tx, self._caller, self._job_id, self._defaults = tx, caller, job_id, defaults
         self._priority, self._parents, self._now_us = priority, parents, now_us
-        self._known: dict[bytes, Shared] = {}
+        self._known: dict[bytes, _Like] = {}
         self._own_ids: set[str] = set()
 
-    def build(self, base: int, rows: Sequence[TaskRow]) -> list[tuple[Any, ...]]:
-        plain = self._shared(self._defaults)
+    def add(self, base: int, rows: Sequence[TaskRow]) -> None:
+        """Store the rows under the keys from `base` on."""
+        plain = self._like(self._defaults)
         key, plain_argv = base, _argv_text(self._defaults)
         plain_name, plain_id = self._defaults.name, self._defaults.id
-        built = []
         argv: str | None
         for row in rows:
             command = row.command
             if command is not UNSET and row == TaskRow(command=command):
-                shared, argv, name, own_id = plain, _encode(command).decode(), plain_name, plain_id
+                like, argv, name, own_id = plain, _encode(command).decode(), plain_name, plain_id
             elif row == _EMPTY_ROW:
-                shared, argv, name, own_id = plain, plain_argv, plain_name, plain_id
+                like, argv, name, own_id = plain, plain_argv, plain_name, plain_id
             else:
                 spec = merge_row(self._defaults, row)
-                shared, argv, name, own_id = self._shared(spec), _argv_text(spec), spec.name, spec.id
+                like, argv, name, own_id = self._like(spec), _argv_text(spec), spec.name, spec.id
             if own_id is not None:
                 self._claim(own_id)
-            built.append(self._row(key, shared, argv, name, own_id))
+            like.rows.append((key, argv, own_id, name))
             key += 1
-        return built
+        for like in self._known.values():
+            self._insert(like)
 
-    def _row(
-        self, key: int, shared: Shared, argv: str | None, name: str | None, own_id: str | None
-    ) -> tuple[Any, ...]:
-        now = self._now_us
-        return (
-            key,
-            self._job_id,
-            self._caller.tenant_id,
-            self._caller.subject,
-            shared.lane_id,
-            shared.spec_id,
-            argv,
-            own_id,
-            name,
-            shared.state.value,  # a plain str: sqlite3 looks for an adapter for every other type
-            None,
-            now,
-            shared.priority,
-            now,
-            shared.not_before_at,
-            self._parents.open,
-            now,
-            None,
-        )
+    def _insert(self, like: _Like) -> None:
+        """One statement for many on SQLite, which takes a third of the time of binding every column again."""
+        shared, now = like.shared, self._now_us
+        same: dict[str, Any] = {
+            "job_id": self._job_id,
+            "tenant_id": self._caller.tenant_id,
+            "submitted_by": self._caller.subject,
+            "lane_id": shared.lane_id,
+            "spec_id": shared.spec_id,
+            "state": shared.state.value,  # a plain str: sqlite3 looks for an adapter for every other type
+            "state_since": now,
+            "priority": shared.priority,
+            "seq": now,
+            "not_before_at": shared.not_before_at,
+            "waits_on": self._parents.open,
+            "created_at": now,
+        }
+        if self._tx.dialect == "sqlite" and len(like.rows) >= _MANY:
+            self._tx.run("insert_like_tasks", rows=_encode(like.rows).decode(), **same)
+        elif like.rows:
+            values = tuple(same.values())
+            self._tx.insert("task", (*_OWN, *same), ((*row, *values) for row in like.rows))
 
-    def _shared(self, spec: TaskSpec) -> Shared:
+    def _like(self, spec: TaskSpec) -> _Like:
         key = _encode(shared_part(spec)) + _encode([spec.priority, spec.hold, spec.not_before])
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = share(
+            shared = share(
                 self._tx,
                 self._caller,
                 self._job_id,
@@ -242,6 +229,7 @@ class _Rows:
                 self._parents.open > 0,
                 now_us=self._now_us,
             )
+            found = self._known[key] = _Like(shared, [])
         return found
 
     def _claim(self, own_id: str) -> None:

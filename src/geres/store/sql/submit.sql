@@ -82,6 +82,14 @@ INSERT INTO spec (job_id, hash, body, meta) VALUES (:job_id, :hash, :body, :meta
 ON CONFLICT (job_id, hash) DO UPDATE SET hash = excluded.hash
 RETURNING id
 
+-- name: insert_like_tasks
+-- SQLite alone: PostgreSQL takes them by COPY.
+INSERT INTO task (id, argv, own_id, name, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since,
+                  priority, seq, not_before_at, waits_on, created_at)
+SELECT value->>0, value->>1, value->>2, value->>3, :job_id, :tenant_id, :submitted_by, :lane_id, :spec_id, :state,
+       :state_since, :priority, :seq, :not_before_at, :waits_on, :created_at
+  FROM json_each(:rows)
+
 -- name: living_task_of_own_id
 SELECT id FROM task
  WHERE job_id = :job_id AND own_id = :own_id
