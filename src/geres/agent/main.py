@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import msgspec
 
 from geres import config as settings
 from geres import log_setup
@@ -48,8 +49,8 @@ class Options:
     url: str
     token: str
     config: AgentConfig
+    log: LogConfig
     stop_tasks: bool = False  #: end the tasks on the way out, and the supervisor with them
-    log: LogConfig = LogConfig()
 
     @property
     def folder(self) -> Path:
@@ -218,7 +219,7 @@ def _options(argv: list[str]) -> Options:
         "agent.labels": _pairs(words.label, "label", str) or None,
     }
     config = settings.load(flags).checked()
-    url = words.url or os.environ.get("GERES_URL") or ""
+    url = words.url or os.environ.get("GERES_URL") or _address(home)
     if not url:
         raise Invalid("--url: which server? write --url http://HOST:PORT", field="url")
     path = home / "agent.token"
@@ -226,7 +227,15 @@ def _options(argv: list[str]) -> Options:
         token = path.read_text().strip()
     except OSError as error:
         raise Invalid(f"{path}: the agent's token cannot be read: {error.strerror}", field="home") from None
-    return Options(home, url, token, config.agent, words.stop_tasks, config.log)
+    return Options(home, url, token, config.agent, config.log, words.stop_tasks)
+
+
+def _address(home: Path) -> str:
+    """The address of the server that works in this home; empty where none does."""
+    try:
+        return str(msgspec.json.decode((home / "address.json").read_bytes())["url"])
+    except (OSError, msgspec.DecodeError, KeyError, TypeError):
+        return ""
 
 
 def _parser() -> argparse.ArgumentParser:

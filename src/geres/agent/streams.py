@@ -19,6 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from geres.agent.channel import open_websocket
 from geres.agent.link import ask
 from geres.agent.node import ENDED, Following, Node
+from geres.model.ids import show_task
 from geres.model.wire import AttemptKey, Ended, Stream
 
 log = logging.getLogger("geres.agent.streams")

@@ -15,6 +15,7 @@ import anyio
 import anyio.to_thread
 
 from geres.agent.ends import Kept
+from geres.model.ids import show_task
 from geres.model.tasks import INLINE_OUTPUT_BYTES
 from geres.model.wire import Ended
 
