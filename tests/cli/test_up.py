@@ -230,3 +230,17 @@ def test_what_was_stored_is_there_after_down_and_up_and_gone_after_purge(home):
 def test_the_python_module_is_the_command_too(home):
     done = subprocess.run([sys.executable, "-m", "geres", "version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "geres 0.1.0\n")
+
+
+def test_down_ends_the_tasks_of_an_agent_that_was_killed_with_its_keeper(home, start):
+    keeper = start()
+    geres(home, "submit", "--", "sh", "-c", "exec sleep 62.3")
+    eventually(
+        lambda: [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "62.3"]]
+    )
+    keeper.kill()
+    keeper.communicate()
+    os.kill(json.loads((home / "up.json").read_text())["parts"]["agent"], signal.SIGKILL)
+    assert geres(home, "down").returncode == 0
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "62.3"]]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(home) in " ".join(p.info["cmdline"] or [])]

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import IO
+from typing import IO, Any
 
 import msgspec
 
 from geres import config
-from geres.errors import GeresError, Unreachable
+from geres.cli.output import escape
+from geres.errors import Conflict, GeresError, Unreachable
 from geres.sdk.client import Client
 from geres.sdk.discover import AddressFile, UpFile, read_address
 
@@ -30,6 +31,8 @@ _NODE_SECONDS = 10.0
 _SERVER_STOP_SECONDS = 15.0
 _AGENT_STOP_SECONDS = 15.0  #: beyond the time that it gives its tasks
 _KILL_SECONDS = 5.0
+_SUPERVISOR_GRACE_SECONDS = 5.0
+_SUPERVISOR_STOP_SECONDS = 10.0
 _LARGEST_LOG_BYTES = 64 << 20
 
 Say = Callable[[str], None]
@@ -42,7 +45,7 @@ class Part:
         self.name = name
         self.process: subprocess.Popen[bytes] | None = None
         self.log = home / "logs" / f"{name}.log"
-        self._words = [sys.executable, "-m", "geres", name, *words]
+        self.words = words
         self._env = {**os.environ, "GERES_HOME": str(home)}
         self._started = 0.0
         self._log_start = 0
@@ -54,7 +57,7 @@ class Part:
         with _log_file(self.log) as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
-                self._words,
+                [sys.executable, "-m", "geres", self.name, *self.words],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -97,11 +100,20 @@ class Keeper:
     """Runs the parts until it is told to stop."""
 
     def __init__(
-        self, home: Path, server: list[str], agent: list[str] | None, drain_seconds: float, say: Say
+        self,
+        home: Path,
+        server: Callable[[], list[str]],
+        agent: list[str] | None,
+        drain_seconds: float,
+        say: Say,
     ) -> None:
-        """`server` and `agent` are the words of their command lines; no agent for None."""
+        """`server` and `agent` give the words of their command lines; no agent for None.
+
+        `server` is asked again where another process was quicker to take the port that it chose.
+        """
         self._home = home
-        self._server = Part("server", server, home)
+        self._server_words = server
+        self._server = Part("server", server(), home)
         self._agent_words = agent
         self._parts = [self._server]
         self._drain_seconds = drain_seconds
@@ -157,7 +169,13 @@ class Keeper:
                 found = read_address(self._home)
                 if found is not None and found.pid == self._server.pid:
                     return found
-            if self._server.has_died() is not None:
+            if (status := self._server.has_died()) is not None:
+                words = self._server_words()
+                if status == Conflict.exit_status and words != self._server.words:
+                    self._server.words = words
+                    self._server.start()
+                    self._write()
+                    continue
                 raise Unreachable(f"the server did not start: {self._server.last_words()}")
             if time.monotonic() > deadline:
                 raise Unreachable(f"the server does not answer; {self._server.log} may say why")
@@ -193,6 +211,7 @@ class Keeper:
                     part.signal(signal.SIGKILL)
                     assert part.process is not None
                     part.process.wait()
+        end_supervisor(self._home)
 
     def _gone(self, part: Part, seconds: float, *, hurried: bool = False) -> bool:
         """Wait until the part has ended; give up after `seconds`, or when another signal comes."""
@@ -205,22 +224,11 @@ class Keeper:
         return True
 
     def _say_running(self) -> None:
-        try:
-            with Client(home=self._home, patience=0.5) as client:
-                page = next(client.task_pages(state="assigned,running,suspended", limit=6, count=True))
-        except (GeresError, StopIteration):
-            return
-        if not page.items:
-            self._say("stopping")
-            return
-        named = ", ".join(
-            f"{one.id} {one.name or _program(one.command, one.shell)}" for one in page.items[:5]
-        )
-        total = page.matched or len(page.items)
-        more = f" and {total - 5} more" if total > 5 else ""
+        running = running_tasks(self._home)
         self._say(
-            f"stopping; {total} running: {named}{more}; they get {self._drain_seconds:g} s "
-            "(once more: stop now)"
+            f"stopping; {running}; they get {self._drain_seconds:g} s (once more: stop now)"
+            if running
+            else "stopping"
         )
 
     def _write(self) -> None:
@@ -256,6 +264,44 @@ class Keeper:
             signal.set_wakeup_fd(old)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def end_supervisor(home: Path) -> None:
+    """End the tasks and the supervisor that a dead agent left behind; no harm where there is none."""
+    if not (home / "agent").is_dir():
+        return
+    from geres.agent.link import ask, socket_path  # the agent's loops: only a way out needs them
+
+    path = socket_path(home / "agent")
+    deadline = time.monotonic() + _SUPERVISOR_STOP_SECONDS
+    asked = False
+    while (answer := ask(path, "status")) is not None:
+        status: dict[str, Any] = answer[0]
+        if not status["running"] or time.monotonic() > deadline:
+            # It stays for an agent to come and hear of the ends; its journal tells the next one of them.
+            os.kill(status["pid"], signal.SIGKILL)
+            return
+        if not asked:
+            ask(path, "stop", _SUPERVISOR_GRACE_SECONDS, seconds=0.2)
+            asked = True
+        time.sleep(0.05)
+
+
+def running_tasks(home: Path) -> str:
+    """What runs on this home's cluster, in words; empty where nothing does or nobody answers."""
+    try:
+        with Client(home=home, patience=0.5) as client:
+            page = next(client.task_pages(state="assigned,running,suspended", limit=5, count=True))
+    except GeresError:
+        return ""
+    if not page.items:
+        return ""
+    named = ", ".join(
+        escape(f"{one.id} {one.name or _program(one.command, one.shell)}") for one in page.items
+    )
+    total = page.matched or len(page.items)
+    more = f" and {total - len(page.items)} more" if total > len(page.items) else ""
+    return f"{total} running: {named}{more}"
 
 
 def _how(status: int) -> str:

@@ -16,7 +16,7 @@ import click
 
 from geres import __version__, config
 from geres.cli import home as homes
-from geres.cli.keeper import Keeper
+from geres.cli.keeper import Keeper, end_supervisor, running_tasks
 from geres.cli.output import say, write_line
 from geres.errors import Conflict, GeresError, Invalid, NotFound, Unreachable
 from geres.model.units import parse_cpus, parse_size, show_size
@@ -55,25 +55,12 @@ def up(
     """
     home = config.home()
     settings = _settings(flags, resources, labels)
-    homes.prepare(home)
-    homes.check_host(home)
-    lock = homes.lock(home)
-    if left := homes.orphans(home):
-        named = ", ".join(f"{name} {pid}" for name, pid in left)
-        raise Conflict(f"parts of an earlier geres still run in {home} ({named}); `geres down` stops them")
-    store = settings.server.store
-    homes.check_database(
-        Path(store.removeprefix("sqlite:")) if store.startswith("sqlite:") else home / "geres.db"
-    )
-    port = choose_port(settings.server.host, settings.server.port, asked="server.port" in settings.origins)
-    server = ["--home", str(home), "--host", settings.server.host, "--port", str(port)]
-    if store:
-        server += ["--store", store]
-    if settings.server.insecure:
-        server += ["--insecure"]
-    agent = (
-        None if no_agent else ["--home", str(home), "--stop-tasks", *_agent_words(flags, resources, labels)]
-    )
+    lock = _take(home, settings.server.store)
+    server = _server_words(home, settings)
+    server()  # a port that cannot be is refused before anything starts
+    agent = None
+    if not no_agent:
+        agent = ["--home", str(home), "--stop-tasks", *_agent_words(flags, resources, labels)]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         say("geres: you are root: tasks run as root, for everyone who can read the token in the home")
     drain = settings.agent.drain_seconds
@@ -83,6 +70,33 @@ def up(
     _keep(home, server, agent, drain, _say_and_log(home), lambda address: _tell(home, address, stays=True))
 
 
+def _take(home: Path, store: str) -> IO[str]:
+    """Make the home ready and take it for this process.  Raises Invalid or Conflict where it cannot be."""
+    homes.prepare(home)
+    homes.check_host(home)
+    lock = homes.lock(home)
+    if left := homes.orphans(home):
+        named = ", ".join(f"{name} {pid}" for name, pid in left)
+        raise Conflict(f"parts of an earlier geres still run in {home} ({named}); `geres down` stops them")
+    if not store or store.startswith("sqlite:"):
+        homes.check_database(Path(store.removeprefix("sqlite:")) if store else home / "geres.db")
+    return lock
+
+
+def _server_words(home: Path, settings: config.Config) -> Callable[[], list[str]]:
+    """The words of the server's command line, with a port that is free at the moment of the call."""
+    server, asked = settings.server, "server.port" in settings.origins
+
+    def words() -> list[str]:
+        port = choose_port(server.host, server.port, asked=asked)
+        found = ["--home", str(home), "--host", server.host, "--port", str(port)]
+        if server.store:
+            found += ["--store", server.store]
+        return [*found, "--insecure"] if server.insecure else found
+
+    return words
+
+
 @click.command()
 @click.option("--purge", is_flag=True, help="Also remove all that the home holds of geres.")
 @click.option("--yes", is_flag=True, help="Do not ask before removing.")
@@ -90,6 +104,8 @@ def up(
 def down(purge: bool, yes: bool, now: bool) -> None:
     """Stop the cluster of this machine; what it stored stays, and `geres up` goes on with it."""
     home = config.home()
+    if not now and (running := running_tasks(home)):
+        say(f"geres: stopping; {running}; they get a while to end (Ctrl-C: stop now)")
     stopped = _stop(home, now=now)
     if not purge:
         if not stopped:
@@ -148,6 +164,8 @@ def _settings(flags: dict[str, Any], resources: tuple[str, ...], labels: tuple[s
         "server.port": flags["port"],
         "server.store": flags["store"],
         "server.insecure": flags["insecure"],
+        "agent.name": flags["name"],
+        "agent.pool": flags["pool"],
         "agent.cpus": flags["cpus"],
         "agent.memory_bytes": flags["memory"],
         "agent.gpus": flags["gpus"],
@@ -172,7 +190,7 @@ def _agent_words(flags: dict[str, Any], resources: tuple[str, ...], labels: tupl
 
 def _keep(
     home: Path,
-    server: list[str],
+    server: Callable[[], list[str]],
     agent: list[str] | None,
     drain_seconds: float,
     tell: Callable[[str], None],
@@ -288,6 +306,7 @@ def _stop(home: Path, *, now: bool) -> bool:
         for _, pid in keeper:
             _kill(pid, signal.SIGTERM)
         raise
+    end_supervisor(home)
     for name in ("up.json", "address.json"):
         (home / name).unlink(missing_ok=True)
     return True

@@ -151,27 +151,30 @@ def wait_sets(sets: list[TaskSet], *, any_: bool, deadline: Deadline) -> None:
 
 def wait_job(client: Client, job_id: str, deadline: Deadline, progress: Progress | None = None) -> None:
     """Wait until the tasks that the job has now have ended; tasks that join later are not waited for."""
-    job = client.job_info(job_id)
+    latest = _latest_number(client, job_id)
+    job = client.job_info(job_id)  # after the number, before the search: what ends meanwhile is in the stream
     open_now = _open_tasks(job.counts)
     if not open_now:
         return
+    # An array has tasks that no list shows yet; what joins it later is waited for too.
+    lowest = None if job.is_array else _lowest_open(client, job_id, latest)
+    if lowest is None and not job.is_array:
+        return
     total = open_now + job.finished
-    latest = None if job.is_array else _latest_number(client, job_id)
     seen: set[int] = set()
     pages = follow(
         client, job_id, job.finished, deadline=deadline, gather=lambda: open_now - len(seen) > _MANY
     )
     for page in pages:
-        if page.open == 0:
-            return
-        for attempt in page.items:
-            number = int(attempt.task_id.partition(".")[2])
-            if latest is None or number <= latest:
-                seen.add(number)
+        seen.update(int(attempt.task_id.partition(".")[2]) for attempt in page.items)
         if progress:
             progress(min(total, job.finished + len(seen)), total)
-        if latest is not None and len(seen) >= open_now and _all_ended(client, job_id, latest):
+        if page.open == 0:
             return
+        if lowest in seen:
+            lowest = _lowest_open(client, job_id, latest)
+            if lowest is None:
+                return
 
 
 def _open_tasks(counts: Counts) -> int:
@@ -184,6 +187,7 @@ def _latest_number(client: Client, job_id: str) -> int:
     return page.items[0].number if page.items else 0
 
 
-def _all_ended(client: Client, job_id: str, latest: int) -> bool:
+def _lowest_open(client: Client, job_id: str, latest: int) -> int | None:
+    """The first task up to number `latest` that has not ended."""
     page = next(client.task_pages(job=job_id, state=UNFINISHED, sort="id", limit=1))
-    return not page.items or page.items[0].number > latest
+    return page.items[0].number if page.items and page.items[0].number <= latest else None
