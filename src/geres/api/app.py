@@ -115,6 +115,7 @@ def create_app(context: Context) -> App:
         ),
         logging_config=None,
         middleware=[],
+        request_max_body_size=None,  # Front bounds bodies, and the blobs count what streams to them
     )
     sockets = _Sockets(meet)
     return Front(context, cast("App", inner), exact=_EXACT, by_key=_BY_KEY, sockets=sockets.get)

@@ -25,6 +25,7 @@ def task_ends(accepted: Iterable[tuple[str, Ended, str]], now_us: int) -> None:
         line = {
             "at": at,
             "level": "info",
+            "area": "tasks",
             "event": "task_ended",
             "task": show_task(report.task),
             "attempt": report.attempt,

@@ -19,7 +19,7 @@ import anyio
 import msgspec
 import uvicorn
 
-from geres import __version__, config
+from geres import __version__, config, log_setup
 from geres.aio import Doorbell, run_loop
 from geres.api import context as api
 from geres.api.app import create_app
@@ -27,7 +27,7 @@ from geres.api.context import Context
 from geres.blobs.folder import FolderBlobs
 from geres.config import ServerConfig
 from geres.errors import Conflict, GeresError, Invalid, StoreUnavailable
-from geres.server import log_setup, loops, opening
+from geres.server import loops, opening
 from geres.server.clock import Clock, wall_us
 from geres.server.dispatcher import Dispatcher
 from geres.server.opening import Opened
