@@ -333,7 +333,7 @@ def _print_csv(items: Iterable[Any], columns: list[Column]) -> int:
 def _csv_cell(value: Any) -> Any:
     if isinstance(value, (dict, list)):
         return msgspec.json.encode(value).decode()
-    return value
+    return escape(value) if isinstance(value, str) else value
 
 
 def _print_table(items: Iterable[Any], columns: list[Column], style: Style) -> int:
