@@ -228,6 +228,9 @@ SECTIONS: dict[str, type] = {
     "client": ClientConfig,
     "log": LogConfig,
 }
+#: Where the search for a settings file upwards begins, instead of in the current folder: `geres up` tells the
+#: parts that it starts, which run in no folder of the user's.
+CONFIG_FROM = "GERES_CONFIG_FROM"
 #: Key, like `server.port`, to the type of its field.
 KINDS: dict[str, Any] = {
     f"{section}.{one.name}": one.type for section, kind in SECTIONS.items() for one in fields(kind)
@@ -269,7 +272,8 @@ def load(
     env = os.environ if env is None else env
     sources = _Sources(env)
     user_file = user_file or _user_file()
-    for path in (system_file, user_file, _nearest(cwd or Path.cwd(), sources.problems)):
+    below = cwd or Path(env.get(CONFIG_FROM) or Path.cwd())
+    for path in (system_file, user_file, _nearest(below, sources.problems)):
         if path is not None and path.is_file():
             sources.read(path)
     for name, text in env.items():
@@ -399,6 +403,10 @@ def _converted(key: str, value: Any) -> Any:
         return value
     if kind is bool:
         return _switch(value)
+    if key == "client.priority":
+        from geres.model.options import parse_priority  # only those who set it need the tasks' model
+
+        return parse_priority(value, key)
     if kind is int:
         return parse_size(value, key) if key.endswith("_bytes") else _whole(value)
     if kind is float:

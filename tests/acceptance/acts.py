@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
+import subprocess
 import tempfile
 import time
 import uuid
@@ -13,7 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.cluster import Cluster
+from tests.cluster import GERES, Cluster, clean_environment
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 60.0
@@ -36,6 +38,12 @@ def shown(cluster: Cluster, *words: str) -> Any:
 def submit(cluster: Cluster, *words: str, **options: Any) -> str:
     """The id that `geres submit WORDS` prints."""
     return cluster.run("submit", *words, check=True, **options).stdout.strip()
+
+
+def fresh_job(cluster: Cluster) -> str:
+    """A new job.  Of its tasks none is sent ahead to a node behind others until one has ended: so far it is
+    not known that they are short."""
+    return cluster.run("job", "create", check=True).stdout.strip()
 
 
 def states(cluster: Cluster, *ids: str) -> list[str]:
@@ -82,12 +90,48 @@ class Gate:
 
 @contextlib.contextmanager
 def own_cluster(
-    request: pytest.FixtureRequest, *, store: str = "sqlite", cpus: float = 2, flags: tuple[str, ...] = ()
+    request: pytest.FixtureRequest,
+    *,
+    store: str = "sqlite",
+    cpus: float = 2,
+    flags: tuple[str, ...] = (),
+    settings: str = "",
 ) -> Iterator[Cluster]:
-    """A started cluster, for fixtures that a module shares and that need flags of their own."""
+    """A started cluster, for fixtures that a module shares and that need flags or settings of their own.
+
+    `settings` is the text of a settings file, in the folder where the commands of the cluster are called.
+    """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="geres-test-")))
+        (folder / "geres.toml").write_text(settings)
         url = None
         if store == "postgres":
             url = stack.enter_context(request.getfixturevalue("postgres_server").fresh())
         yield stack.enter_context(Cluster(folder, store=url, cpus=cpus, flags=flags))
+
+
+@contextlib.contextmanager
+def another_node(cluster: Cluster, name: str, *words: str) -> Iterator[str]:
+    """A second node: an agent in a home of its own, with the first one's token; its name."""
+    with tempfile.TemporaryDirectory(prefix="geres-test-") as folder:
+        home = Path(folder) / "home"
+        home.mkdir()
+        shutil.copy2(cluster.home / "agent.token", home)
+        log = (home / "log").open("w")
+        agent = subprocess.Popen(
+            [GERES, "agent", "--url", cluster.url, "--name", name, "--stop-tasks", *words],
+            env=clean_environment(home),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        try:
+            eventually(
+                lambda: {node["name"]: node["state"] for node in shown(cluster, "nodes")},
+                lambda nodes: nodes.get(name) == "idle",
+            )
+            yield name
+        finally:
+            agent.terminate()
+            assert agent.wait(PATIENCE_SECONDS) == 0, (home / "log").read_text()
+            log.close()

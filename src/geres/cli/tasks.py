@@ -163,7 +163,7 @@ def task_show(app: App, id: str, style: Style) -> None:
 
 def _list(app: App, style: Style, columns: list[Column], flags: dict[str, Any], **fixed: Any) -> None:
     query = {**_query(app, flags), **fixed}
-    if not query["sort"] and not query["job"]:
+    if not query["sort"] and not query["job"] and query.get("state") != "pending":
         query["sort"] = "-created_at"  # ids grow within a job only
     show_pages(style, app.client, "tasks", columns, flags["limit"], query)
 

@@ -54,6 +54,7 @@ def up(
     Without --detach it stays; Ctrl-C names the running tasks, lets them end for a while, and stops.
     """
     home = config.home()
+    os.environ.setdefault(config.CONFIG_FROM, os.getcwd())
     settings = _settings(flags, resources, labels)
     lock = _take(home, settings.server.store)
     server = _server_words(home, settings)
