@@ -162,7 +162,7 @@ def test_a_cursor_of_another_order_is_refused(world: World) -> None:
     world.submit(3)
     cursor = page(world, limit=1).next_cursor
 
-    with pytest.raises(Invalid, match="sorted by -id, not by name"):
+    with pytest.raises(Invalid, match="sorted by '-id', not by name"):
         page(world, sort="name", cursor=cursor)
 
 
