@@ -92,6 +92,17 @@ def test_output_comes_as_it_is_written(cluster):
         assert running.wait(20) == 0
 
 
+def test_lines_come_whole_where_that_is_asked_for(cluster):
+    words = ["--", "sh", "-c", "printf 'a '; sleep 0.3; printf 'b\\nc'; sleep 0.2; printf d >&2"]
+    read, write = os.pipe()
+    with cluster.popen("run", "--line-buffered", *words, stdout=write) as running:
+        os.close(write)
+        pieces = list(iter(lambda: os.read(read, 100), b""))
+        assert running.stderr.read() == "d"
+    os.close(read)
+    assert pieces == [b"a b\n", b"c"]
+
+
 def test_only_the_call_and_what_was_asked_for_is_in_the_environment(cluster):
     env = {"A": "1", "B": "2", "VIRTUAL_ENV": "/venv"}
     plain = cluster.run("run", "env", env=env).stdout.splitlines()
@@ -261,7 +272,7 @@ def test_actions_tell_of_each_id(cluster, client, blocker):
     assert cluster.run("release", "-", input=f"{one}\n").stdout == f"{one} queued\n"
     assert cluster.run("edit", one, "memory=2G", "cpus=2", "priority=900").returncode == 0
     assert client.task(one).info.memory_bytes == 2 << 30
-    assert cluster.run("tasks", "--pending", "-q").stdout.split()[0] in (one, two)
+    assert cluster.run("tasks", "--pending", "-q").stdout.split() == [one, two]
     done = cluster.run("cancel", one, "1.999999", two)
     assert done.returncode == 4
     assert "1.999999" in done.stderr

@@ -25,6 +25,8 @@ from geres.errors import BY_CODE
         (["run", "--ntasks", "2", "x"], "-a / --array"),
         (["submit", "--memry", "2G", "x"], "--memory"),
         (["up", "--prot", "1"], "--port"),
+        (["task", "1.7"], "geres task show 1.7"),
+        (["job", "my-job-name"], "geres job show my-job-name"),
     ],
 )
 def test_a_wrong_word_gets_the_right_one(geres, words, meant):

@@ -85,6 +85,8 @@ class Commands(click.Group):
 
         near = get_close_matches(name, self.list_commands(click.get_current_context()), n=1)
         path = f"geres {self._within}".strip()
+        if "show" in COMMANDS[self._within] and (name[:1].isdigit() or not near):
+            return f"there is no command {name!r}; did you mean `{path} show {name}`?"
         if near:
             return f"there is no command {name!r}; did you mean `{path} {near[0]}`?"
         return f"there is no command {name!r}; `{path} --help` lists them"

@@ -32,11 +32,19 @@ _OUR_FAULT_STATUS = 125
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option("--stdin/--no-stdin", default=None, help="Pass stdin through or leave it alone.  [pass]")
 @click.option("--no-io", is_flag=True, help="Wait only: print no output, pass no input.")
+@click.option("--line-buffered", is_flag=True, help="Print whole lines only, as they are complete.")
 @click.option("-q", "--quiet", is_flag=True, help="No talk on stderr.")
 @task_options
 @click.pass_obj
 def run(
-    app: App, /, words: tuple[str, ...], stdin: bool | None, no_io: bool, quiet: bool, **flags: Any
+    app: App,
+    /,
+    words: tuple[str, ...],
+    stdin: bool | None,
+    no_io: bool,
+    line_buffered: bool,
+    quiet: bool,
+    **flags: Any,
 ) -> int:
     """Run a command on some node and wait: its output as it comes, its stdin, its exit status.
 
@@ -60,10 +68,10 @@ def run(
         from geres.cli.run_many import run_many  # one task needs none of it
 
         return run_many(client, work, no_io=no_io, quiet=quiet)
-    return run_one(client, work, no_io=no_io, quiet=quiet)
+    return run_one(client, work, no_io=no_io, lines=line_buffered, quiet=quiet)
 
 
-def run_one(client: Any, work: Work, *, no_io: bool, quiet: bool) -> int:
+def run_one(client: Any, work: Work, *, no_io: bool, lines: bool, quiet: bool) -> int:
     """Submit and stay with the task; its exit status."""
     stops = Stops(client)
     with stops:
@@ -76,12 +84,14 @@ def run_one(client: Any, work: Work, *, no_io: bool, quiet: bool) -> int:
         if no_io:
             end = client.wait_one(answer.task.id)
         else:
-            end = follow(client, answer.task.id, stdin=work.spec.stdin, quiet=quiet)
+            end = follow(client, answer.task.id, stdin=work.spec.stdin, lines=lines, quiet=quiet)
     return report(answer.task.id, end, quiet=quiet)
 
 
-def follow(client: Any, task_id: str, *, stdin: bool, quiet: bool, from_now: bool = False) -> Any:
-    """Pass the task's streams through until it ends; how it ended."""
+def follow(
+    client: Any, task_id: str, *, stdin: bool, quiet: bool, from_now: bool = False, lines: bool = False
+) -> Any:
+    """Pass the task's streams through until it ends, or with `lines` whole lines of them; how it ended."""
     from geres.model.tasks import Attempt
     from geres.sdk.attach import Attachment  # loads the WebSocket client
 
@@ -92,6 +102,7 @@ def follow(client: Any, task_id: str, *, stdin: bool, quiet: bool, from_now: boo
         threading.Thread(target=pump_stdin, args=(attached,), name="geres-stdin", daemon=True).start()
     has_run = told = False
     breaks = 0
+    partial = {"o": b"", "e": b""}
     facts: dict[str, Any] = {}
     for frame in attached.frames(_TELL_AFTER_SECONDS):
         if frame is None:
@@ -102,6 +113,9 @@ def follow(client: Any, task_id: str, *, stdin: bool, quiet: bool, from_now: boo
         kind, value = frame
         if kind in ("o", "e"):
             has_run = True
+            if lines:
+                whole, end, partial[kind] = (partial[kind] + value).rpartition(b"\n")
+                value = whole + end
             _pass_on(client, task_id, 1 if kind == "o" else 2, value)
         elif kind == "s":
             has_run = has_run or value in (TaskState.RUNNING, TaskState.SUSPENDED)
@@ -111,6 +125,8 @@ def follow(client: Any, task_id: str, *, stdin: bool, quiet: bool, from_now: boo
                 say(f"geres: the connection for {task_id} broke; trying again")
         elif kind == "end":
             facts = value
+    for descriptor, rest in enumerate(partial.values(), 1):
+        _pass_on(client, task_id, descriptor, rest)
     return Attempt(
         task_id=task_id,
         attempt=facts.get("attempt") or 0,

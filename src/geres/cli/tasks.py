@@ -113,7 +113,7 @@ def _filters(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @_filters
 @click.option("--state", metavar="STATES", help="In these states, with commas; also pending, final.")
-@click.option("--pending", is_flag=True, help="Short for --state pending.")
+@click.option("--pending", is_flag=True, help="Those that wait, the next to start first.")
 @click.option("--count", is_flag=True, help="Print only how many there are.")
 @style_options()
 @click.pass_obj
@@ -121,6 +121,7 @@ def tasks(app: App, /, style: Style, state: str | None, pending: bool, count: bo
     """List tasks: yours, newest first; 50 on a terminal, all of them in a pipe."""
     if pending:
         state = "pending"
+        flags["sort"] = flags["sort"] or "queue"
     if count:
         query = _query(app, flags)
         page = next(app.client.task_pages(limit=1, count=True, state=state, **query))
