@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 _LOCAL = frozenset(
     [
@@ -60,7 +60,7 @@ def read_mounts() -> list[tuple[str, str]]:
 
 
 class Localities:
-    """Remembers which paths are local.  Asking never waits: what is not known yet counts as not local."""
+    """Remembers which paths are local.  Asking does not wait: what is not known yet counts as not local."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -72,13 +72,17 @@ class Localities:
         """Find out now.  May hang."""
         self._known[path] = (is_local(path, read_mounts()), self._clock())
 
-    def is_local(self, path: str) -> bool:
+    def is_local(self, path: str, patience_seconds: float = 0.0) -> bool:
+        """What is known; a path asked for the first time is given so long to answer, once."""
         known = self._known.get(path)
         if known is not None and self._clock() - known[1] < _FRESH_SECONDS:
             return known[0]
         if path not in self._asked and len(self._asked) < _MOST_ASKED:
             self._asked.add(path)
-            self._checkers.submit(self._check, path)
+            check = self._checkers.submit(self._check, path)
+            if known is None and patience_seconds:
+                wait([check], patience_seconds)
+                known = self._known.get(path)
         return known[0] if known is not None else False
 
     def settle(self, paths: list[str], seconds: float) -> None:

@@ -19,6 +19,7 @@ from geres.model.tasks import TaskSpec
 from geres.model.wire import Assign, Spec
 
 _MOST_KEYS = 1000
+_FIRST_LOOK_SECONDS = 0.05
 _FALLBACK_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -147,7 +148,9 @@ class Orders:
         words = assign.argv or spec.command or []
         named = (words[0] if words else None, spec.stdout, spec.stderr)
         paths += [os.path.dirname(name) for name in named if name is not None and name.startswith("/")]
-        verdicts = [self._local.is_local(path) for path in paths]  # all, so that all get known
+        # Output that the launcher opens is not seen by the supervisor, so `logs` would miss it.
+        patience = 0.0 if spec.stdout is None and spec.stderr is None else _FIRST_LOOK_SECONDS
+        verdicts = [self._local.is_local(path, patience) for path in paths]  # all, so that all get known
         return all(verdicts)
 
     def _fields(self, assign: Assign, known: Spec, direct: bool) -> dict[str, Any]:
