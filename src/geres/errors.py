@@ -16,6 +16,7 @@
     ├── Gone                    a cursor before the oldest kept result (410)
     ├── OverQuota
     ├── StoreUnavailable        the database does not answer; may be tried again as a whole
+    │   └── StoreFull           its disk takes no more (507); people are told at once, loops wait
     ├── Unreachable             no server answers at the address
     ├── TimedOut                a wait of the caller's ran out of time
     └── TaskFailed              raised by `result()` and `wait(check=True)` for a task that did not succeed
@@ -120,6 +121,11 @@ class StoreUnavailable(GeresError):
     code = "store_unavailable"
     http_status = 503
     exit_status = 7
+
+
+class StoreFull(StoreUnavailable):
+    code = "store_full"
+    http_status = 507
 
 
 class Unreachable(GeresError):

@@ -83,7 +83,7 @@ class Uploader:
             if answer.status in (400, 403, 404, 409, 410, 411, 413, 422):
                 raise Refused(f"HTTP {answer.status}: {body[:200].decode('utf-8', 'replace')}")
             if answer.status >= 300:
-                raise OSError(f"HTTP {answer.status}")
+                raise OSError(f"HTTP {answer.status}: {body[:200].decode('utf-8', 'replace')}")
             return str(json.loads(body)["blob"])
         finally:
             connection.close()

@@ -6,6 +6,7 @@ them in a thread.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -16,7 +17,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from geres.errors import Invalid, NotFound
+from geres.errors import Invalid, NotFound, StoreFull
 from geres.model import ids
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*)*")
@@ -24,6 +25,7 @@ _PIECE_BYTES = 1 << 20
 #: Files of one folder, so that none holds millions.
 _TASKS_IN_FOLDER = 1000
 _UNFINISHED = ".part"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def output_key(task: int, attempt: int, stream: str) -> str:
@@ -76,7 +78,7 @@ class FolderBlobs:
     async def write(self, key: str, pieces: AsyncIterator[bytes], most_bytes: int) -> int:
         """Store what comes; the blob appears, synced, when all of it is there.  Returns its size.
 
-        Raises Invalid, with nothing stored, where more than `most_bytes` come.
+        Raises Invalid, with nothing stored, where more than `most_bytes` come, StoreFull for a full disk.
         """
         target = self.path(key)
         part = target.with_name(f"{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
@@ -92,7 +94,9 @@ class FolderBlobs:
                 await file.flush()
                 await anyio.to_thread.run_sync(os.fsync, file.wrapped.fileno())
             await anyio.to_thread.run_sync(os.replace, part, target)
-        except BaseException:
+        except BaseException as error:
             part.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.errno in _FULL:
+                raise StoreFull(f"{error.strerror}: make room for {self.folder}") from error
             raise
         return size

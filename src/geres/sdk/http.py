@@ -16,7 +16,15 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from geres.errors import GeresError, Invalid, StoreUnavailable, Unauthenticated, Unreachable, from_wire
+from geres.errors import (
+    GeresError,
+    Invalid,
+    StoreFull,
+    StoreUnavailable,
+    Unauthenticated,
+    Unreachable,
+    from_wire,
+)
 
 T = TypeVar("T")
 
@@ -156,6 +164,8 @@ class Transport:
                 result = attempt()
                 self._answered = True
                 return result
+            except StoreFull:
+                raise  # no pause makes room
             except StoreUnavailable as error:
                 self._answered = True
                 failure = error

@@ -21,7 +21,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from geres.errors import GeresError, Invalid, StoreUnavailable
+from geres.errors import GeresError, Invalid, StoreFull, StoreUnavailable
 from geres.store.sql import Dialect, statements
 
 P = ParamSpec("P")
@@ -261,6 +261,10 @@ class SqliteDatabase(Database):
             except (sqlite3.OperationalError, sqlite3.DatabaseError) as error:
                 if self._write.in_transaction:
                     self._write.execute("ROLLBACK")
+                if _is_full(error):
+                    raise StoreFull(
+                        f"nothing was stored, the disk takes no more: make room for {self.path} ({error})"
+                    ) from error
                 if _is_outage(error):
                     raise StoreUnavailable(f"the database {self.path} did not take it: {error}") from error
                 raise
@@ -358,6 +362,10 @@ _OUTAGES = ("locked", "busy", "full", "disk i/o", "readonly", "unable to open")
 def _is_outage(error: sqlite3.Error) -> bool:
     text = str(error).lower()
     return isinstance(error, sqlite3.OperationalError) and any(word in text for word in _OUTAGES)
+
+
+def _is_full(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE)
 
 
 def _tell(
