@@ -120,8 +120,8 @@ class Streams:
                 await _Session(self._node, self._socket_path, self._watch, self._offsets, stream).run(
                     socket, following
                 )
-        except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError) as error:
-            log.info("the stream of %s ended: %s", show_task(key[0]), error)
+        except* (OSError, ConnectionClosed, InvalidHandshake, TimeoutError) as errors:
+            log.info("the stream of %s ended: %r", show_task(key[0]), errors.exceptions[0])
         finally:
             self._node.unfollow(key)
 
