@@ -13,6 +13,7 @@ import pytest
 from geres.config import host_id
 from geres.errors import GeresError, NotFound, Unauthenticated, Unreachable
 from geres.sdk.discover import is_alive, locate
+from tests.cli.peer import Peer, refusal
 
 
 def write_address(home: Path, **more) -> None:
@@ -58,6 +59,32 @@ def test_the_url_of_the_home_needs_no_token_of_its_own(home):
     assert locate("http://127.0.0.1:4470/").token == "home-token"
     with pytest.raises(Unauthenticated, match="set GERES_TOKEN"):
         locate("http://elsewhere:1")
+
+
+def test_a_login_goes_before_the_home_and_behind_the_environment(home, monkeypatch, geres):
+    write_address(home)
+    with Peer(lambda seen: (200, {"subject": "ann", "role": "user", "tenant": "t"})) as peer:
+        assert geres("login", peer.url, "--token", "mine").status == 0
+        assert (locate().url, locate().token, locate().origin) == (peer.url, "mine", "geres login")
+        assert locate(home=home).token == "home-token"
+        monkeypatch.setenv("GERES_URL", "http://elsewhere:1")
+        monkeypatch.setenv("GERES_TOKEN", "env-token")
+        assert locate().url == "http://elsewhere:1"
+        monkeypatch.delenv("GERES_URL")
+        monkeypatch.delenv("GERES_TOKEN")
+    (profile,) = (home.parent / "config" / "geres").iterdir()
+    assert profile.stat().st_mode & 0o777 == 0o600
+    assert geres("logout").status == 0
+    assert locate().token == "home-token"
+    assert geres("logout").status == 4
+
+
+def test_a_login_with_a_bad_token_is_not_kept(home, geres):
+    with Peer(lambda seen: (401, refusal("unauthenticated", "unknown token"))) as peer:
+        done = geres("login", peer.url, "--token", "bad")
+    assert (done.status, done.err) == (3, "geres: unauthenticated: unknown token\n")
+    with pytest.raises(Unreachable):
+        locate()
 
 
 def test_no_cluster_names_the_next_step(geres):

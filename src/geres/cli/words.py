@@ -42,6 +42,8 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "down": Entry("up:down", _CLUSTER, "Stop it."),
         "status": Entry("status:status", _CLUSTER, "Tell whether it runs, and where."),
         "demo": Entry("demo_command:demo", _CLUSTER, "Watch real work run, be measured and be checked."),
+        "login": Entry("login:login", _CLUSTER, "Use a cluster elsewhere from now on."),
+        "logout": Entry("login:logout", _CLUSTER, "Forget it."),
         "doctor": Entry("status:doctor", _CLUSTER, "Look for what is wrong."),
         "config": Entry("settings:config", _CLUSTER, "Show the settings and where they come from."),
         "server": Entry("parts:server", _PARTS, "Run one server."),

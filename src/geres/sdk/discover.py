@@ -7,6 +7,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
+import platformdirs
 
 from geres import config
 from geres.errors import Denied, NotFound, Unauthenticated, Unreachable
@@ -14,6 +15,13 @@ from geres.sdk.http import Address
 
 NO_CLUSTER = "no geres here: start one with `geres up`, or `geres login URL`"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Profile(msgspec.Struct, kw_only=True):
+    """A cluster that `geres login` remembers."""
+
+    url: str
+    token: str
 
 
 class UpFile(msgspec.Struct, kw_only=True):
@@ -37,7 +45,7 @@ class AddressFile(msgspec.Struct, kw_only=True):
 
 
 def locate(url: str | None = None, token: str | None = None, home: str | Path | None = None) -> Address:
-    """The address and token to use: the arguments, GERES_URL and GERES_TOKEN, or those in the home.
+    """The address and token to use: the arguments, GERES_URL and GERES_TOKEN, the login, or the home's.
 
     Raises Unreachable, with the next step, where there is none.
     """
@@ -46,6 +54,8 @@ def locate(url: str | None = None, token: str | None = None, home: str | Path | 
     origin = "the argument"
     if url is None and (url := os.environ.get("GERES_URL") or None):
         origin = "GERES_URL"
+    if url is None and (profile := _read_profile()) is not None:
+        return Address(profile.url, token or os.environ.get("GERES_TOKEN") or profile.token, "geres login")
     if url is None:
         return _of_home(config.home(), token)
     token = token or os.environ.get("GERES_TOKEN") or None
@@ -90,6 +100,38 @@ def is_alive(pid: int) -> bool:
     except OSError:  # of another account, or no /proc here
         return True
     return stat.rpartition(b")")[2].split()[0] != b"Z"
+
+
+def write_profile(profile: Profile) -> None:
+    """Remember a cluster elsewhere, readable by its owner alone."""
+    path = _profile_path()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
+    temporary.touch(mode=0o600)
+    temporary.write_bytes(msgspec.json.encode(profile))
+    temporary.replace(path)
+
+
+def forget_profile() -> bool:
+    """Forget it.  False where there was none."""
+    try:
+        _profile_path().unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _read_profile() -> Profile | None:
+    try:
+        return msgspec.json.decode(_profile_path().read_bytes(), type=Profile)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.DecodeError) as error:
+        raise Unauthenticated(f"{_profile_path()} cannot be read ({error}); `geres login` again") from None
+
+
+def _profile_path() -> Path:
+    return platformdirs.user_config_path("geres") / "login.json"
 
 
 def _of_home(home: Path, token: str | None) -> Address:
