@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import time
 from pathlib import Path
+
+import psutil
 
 from tests.agent.world import Agent, Server, until
 
@@ -64,8 +68,6 @@ async def test_input_passes_through_whole_and_ends(server: Server, agent: Agent)
     await server.say(name, "eof")
     out, _, _ = await gather(server, name)
 
-    import hashlib
-
     assert out.split()[0].decode() == hashlib.sha256(piece * 100).hexdigest()
 
 
@@ -75,15 +77,25 @@ async def test_input_waits_for_a_task_that_does_not_read(
     go = tmp_path / "go"
     await server.assign(server.spec(shell=f"while [ ! -e {go} ]; do sleep 0.02; done; wc -c", stdin=True), 1)
     name = await server.stream(1, with_stdin=True)
+    sent = 0
 
-    for _ in range(32):
-        await server.say(name, "i", b"x" * 65536)
-    await server.say(name, "eof")
-    assert (await server.run(2, "echo", "x")).stdout == b"x\n", "others go on meanwhile"
-    go.touch()
+    async def send_all() -> None:
+        nonlocal sent
+        for _ in range(512):
+            await server.say(name, "i", b"x" * 65536)
+            sent += 65536
+        await server.say(name, "eof")
+
+    async with asyncio.TaskGroup() as group:
+        sending = group.create_task(send_all())
+        for number in range(2, 12):
+            assert (await server.run(number, "echo", "x")).stdout == b"x\n", "others go on meanwhile"
+        assert not sending.done()
+        assert psutil.Process(agent.supervisor()["pid"]).memory_info().rss < 20 << 20
+        go.touch()
     out, _, _ = await gather(server, name)
 
-    assert int(out) == 32 * 65536
+    assert int(out) == sent == 512 * 65536
 
 
 async def test_a_signal_can_be_sent_through_the_stream(server: Server, agent: Agent) -> None:
