@@ -35,7 +35,7 @@ class Client(Reader):
     """A cluster.  Safe to share between threads and to use after a fork.
 
     Options are in people's units (`cpus=4, memory="8G", time_limit="1h", priority="high"`); the names are
-    those of docs/reference/sdk.md.  A relative `stdout` lies in the directory where the task starts.
+    those of docs/reference/options.md.  A relative `stdout` lies in the directory where the task starts.
     """
 
     def __init__(
