@@ -33,7 +33,7 @@ class JobSpec(Struct, omit_defaults=True, kw_only=True, forbid_unknown_fields=Tr
     array: ArraySpec | None = None
 
 
-class Counts(Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Counts(Struct, frozen=True, kw_only=True):
     """Tasks by state.  `not_yet`: tasks of an array that have no row of their own yet (they wait)."""
 
     blocked: int = 0
