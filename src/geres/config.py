@@ -54,6 +54,8 @@ class ServerConfig(Struct, frozen=True):
     order: str = "fair"
     #: A task that has waited so long gets a node reserved, so that small ones do not starve it.
     reserve_after_seconds: float = 300.0
+    #: A submitter is warned where the disk of a node is fuller than so many percent.
+    disk_warn_percent: int = 90
 
 
 class AgentConfig(Struct, frozen=True):
@@ -95,7 +97,7 @@ class ClientConfig(Struct, frozen=True):
     #: 0 asks for none and limits nothing.
     memory_bytes: int = 0
     pool: str = "default"
-    #: -1000 to 1000, larger first.
+    #: Low, normal, high or -1000 to 1000, larger first.
     priority: int = 0
     #: Between TERM and KILL when a task is cancelled or over its time.
     grace_seconds: float = 20.0
@@ -214,6 +216,8 @@ class Config(Struct, frozen=True):
                 yield "agent.shared_paths", f"{path!r} is no absolute path"
         if not -1000 <= client.priority <= 1000:
             yield "client.priority", f"{client.priority} is not between -1000 and 1000"
+        if not 0 <= self.server.disk_warn_percent <= 100:
+            yield "server.disk_warn_percent", f"{self.server.disk_warn_percent} is not between 0 and 100"
         if client.cpus < 0:
             yield "client.cpus", f"{client.cpus:g} is below 0"
         yield from _one_of("log.level", log.level, _LEVELS)

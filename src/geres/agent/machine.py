@@ -60,10 +60,12 @@ def hello(config: AgentConfig, folder: Path, attempts: list[AttemptKey], running
 
 
 def heartbeat(folder: Path, attempts: list[AttemptKey], draining: bool) -> Heartbeat:
+    disk = psutil.disk_usage(str(folder))
     return Heartbeat(
         count=len(attempts),
         checksum=attempts_checksum(attempts),
         available_memory_bytes=psutil.virtual_memory().available,
-        disk_free_bytes=psutil.disk_usage(str(folder)).free,
+        disk_free_bytes=disk.free,
         draining=draining,
+        disk_total_bytes=disk.used + disk.free,  # without what is kept for root, as `df` counts
     )

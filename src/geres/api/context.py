@@ -47,6 +47,9 @@ class Dispatcher(agents.Dispatcher, Protocol):
     def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the known nodes of the pool do not take such a task now, and the node that would take it."""
 
+    def full_disks(self, pool: str, percent: float) -> list[tuple[str, float]]:
+        """(node, percent in use) of the pool's connected nodes with a fuller disk, the fullest first."""
+
     async def open_stream(self, task: int, attempt: int, path: str, with_stdin: bool) -> bool:
         """Ask the task's node to connect to `path`.  False where no node of this server has the attempt."""
 
@@ -61,4 +64,5 @@ class Context:
     unfolder: Doorbell = field(default_factory=Doorbell)  #: rung when an array was created
     job_ender: Doorbell = field(default_factory=Doorbell)  #: rung when a job may have ended
     version: str = ""
+    disk_warn_percent: int = 90  #: from here on a node's disk is warned about at submit
     stopping: bool = False  #: new requests are refused; open ones finish

@@ -202,7 +202,7 @@ _warned: dict[tuple[int, str, Demand], tuple[float, list[str]]] = {}
 
 
 def fit_warnings(context: Context, pool: str, demand: Demand) -> list[str]:
-    """What to tell a submitter at once: that no node could ever run this, or that none is there.
+    """What to tell a submitter at once: no node could ever run this, none is there, a disk is nearly full.
 
     Remembered for a second, so that many submits do not look at many nodes each.
     """
@@ -217,10 +217,20 @@ def fit_warnings(context: Context, pool: str, demand: Demand) -> list[str]:
         warnings = [f"no node can ever run this: {nodes[0].node} {_third_person(nodes[0].reason)}"]
     else:
         warnings = [f"no node of pool {pool} is connected; the task waits for one"]
+    warnings += _disk_warnings(context, pool)
     if len(_warned) > 1000:
         _warned.clear()
     _warned[key] = (now + _WARN_SECONDS, warnings)
     return warnings
+
+
+def _disk_warnings(context: Context, pool: str) -> list[str]:
+    full = context.dispatcher.full_disks(pool, context.disk_warn_percent)
+    if not full:
+        return []
+    node, percent = full[0]
+    more = f" (and those of {len(full) - 1} more nodes)" if len(full) > 1 else ""
+    return [f"the disk of node {node} is {percent:.0f} % full{more}: tasks may fail to write their output"]
 
 
 def _third_person(reason: str) -> str:

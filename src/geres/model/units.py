@@ -5,6 +5,7 @@ Sizes: K, M, G, T, P are powers of 1024, with or without B or iB.  Durations: `9
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -61,13 +62,15 @@ def parse_cpus(text: str | int | float, field: str = "cpus") -> float:
     return cpus
 
 
-def show_size(size: int | None) -> str:
-    """`1.5G`; empty for None."""
+def show_size(size: int | None, *, down: bool = False) -> str:
+    """`1.5G`; empty for None.  With `down` never more than it is, for sizes that people may ask for."""
     if size is None:
         return ""
     value = float(size)
     for unit in ("B", "K", "M", "G", "T"):
         if value < 1024:
+            if down:
+                value = math.floor(value) if value >= 100 else math.floor(value * 10) / 10
             return f"{value:.0f}{unit}" if unit == "B" or value >= 100 else f"{value:.1f}{unit}"
         value /= 1024
     return f"{value:.1f}P"

@@ -132,6 +132,7 @@ class Heartbeat(Struct):
     available_memory_bytes: int = 0
     disk_free_bytes: int = 0
     draining: bool = False
+    disk_total_bytes: int = 0  #: of the file system of task folders and outputs
 
 
 class Frame(Struct, omit_defaults=True):

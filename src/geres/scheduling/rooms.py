@@ -96,9 +96,8 @@ def never(demand: Demand, facts: Facts) -> str | None:
     if demand.cpus_milli > facts.cpus_milli:
         return f"needs {_cpus(demand.cpus_milli)} cpus, the node has {_cpus(facts.cpus_milli)}"
     if demand.memory_bytes > facts.memory_bytes:
-        return (
-            f"needs {show_size(demand.memory_bytes)} of memory, the node has {show_size(facts.memory_bytes)}"
-        )
+        has_size = show_size(facts.memory_bytes, down=True)
+        return f"needs {show_size(demand.memory_bytes)} of memory, the node has {has_size}"
     if demand.gpus > facts.gpus:
         return f"needs {demand.gpus} gpus, the node has {facts.gpus}"
     has = dict(facts.counts)
@@ -156,7 +155,7 @@ def not_now(demand: Demand, room: Room) -> str | None:
         return f"needs {_cpus(demand.cpus_milli)} cpus, {_cpus(max(0, room.cpus_milli))} are free"
     if demand.memory_bytes > room.memory_bytes - room.outside_memory_bytes and demand.memory_bytes:
         free = max(0, room.memory_bytes - room.outside_memory_bytes)
-        return f"needs {show_size(demand.memory_bytes)} of memory, {show_size(free)} is free"
+        return f"needs {show_size(demand.memory_bytes)} of memory, {show_size(free, down=True)} is free"
     if demand.gpus > room.gpus:
         return f"needs {demand.gpus} gpus, {room.gpus} are free"
     for name, count in demand.counts:

@@ -50,6 +50,7 @@ class Desk:
     heartbeat_at: float = 0.0
     heartbeat: bool = False  #: one has come since the last renewal
     shown: str = ""  #: the state that the store has of the node
+    disk_percent: float = 0.0  #: how full the disk of its task folders is
     gone: bool = False
     leaving: bool = False
 

@@ -185,6 +185,8 @@ class Dispatcher:
     def _receive_heartbeat(self, desk: Desk, beat: Heartbeat) -> None:
         desk.heartbeat = True
         desk.heartbeat_at = time.monotonic()
+        if beat.disk_total_bytes:
+            desk.disk_percent = 100.0 * (1.0 - beat.disk_free_bytes / beat.disk_total_bytes)
         if desk.heartbeat_at - desk.busy_at < _QUIET_SECONDS:
             return
         same = beat.count == len(desk.held) and beat.checksum == desk.checksum()
@@ -234,6 +236,15 @@ class Dispatcher:
             )
             for (why, ever), names in reasons.items()
         ], None
+
+    def full_disks(self, pool: str, percent: float) -> list[tuple[str, float]]:
+        """(node, percent in use) of the pool's connected nodes with a fuller disk, the fullest first."""
+        found = [
+            (desk.name, desk.disk_percent)
+            for desk in self.desks.values()
+            if desk.disk_percent > percent and desk.room.facts.pool == pool
+        ]
+        return sorted(found, key=lambda one: (-one[1], one[0]))
 
     async def open_stream(self, task: int, attempt: int, path: str, with_stdin: bool) -> bool:
         """Ask the task's node to connect to `path`.  False where no node of this server has the attempt."""

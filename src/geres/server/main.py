@@ -209,6 +209,7 @@ class _Server:
             self._waiters,
             FolderBlobs(home / "blobs"),
             version=__version__,
+            disk_warn_percent=settings.disk_warn_percent,
         )
         self._settings = settings
         self._http = _Http(
