@@ -261,6 +261,14 @@ def host_id() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
+def _working_folder() -> Path:
+    """The working directory; the root where it was removed under us."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError:
+        return Path("/")
+
+
 def load(
     flags: Mapping[str, Any] | None = None,
     *,
@@ -276,16 +284,16 @@ def load(
     env = os.environ if env is None else env
     sources = _Sources(env)
     user_file = user_file or _user_file()
-    below = cwd or Path(env.get(CONFIG_FROM) or Path.cwd())
+    below = cwd or Path(env.get(CONFIG_FROM) or _working_folder())
     for path in (system_file, user_file, _nearest(below, sources.problems)):
         if path is not None and path.is_file():
             sources.read(path)
     for name, text in env.items():
         if match := _ENVIRONMENT.fullmatch(name):
-            sources.put(f"{match[1]}.{match[2]}".lower(), text, f"environment {name}", Path.cwd())
+            sources.put(f"{match[1]}.{match[2]}".lower(), text, f"environment {name}", _working_folder())
     for key, value in (flags or {}).items():
         if value is not None:
-            sources.put(key, value, f"flag --{key.partition('.')[2].replace('_', '-')}", Path.cwd())
+            sources.put(key, value, f"flag --{key.partition('.')[2].replace('_', '-')}", _working_folder())
     return sources.build()
 
 

@@ -405,3 +405,12 @@ def test_a_hundred_thousand_arguments_are_run(cluster, tmp_path):
     (tmp_path / "job.json").write_text(json.dumps({"command": ["sh", "-c", "echo $#", *["x"] * 100_000]}))
     assert cluster.run("run", "-f", str(tmp_path / "job.json")).stdout == "99999\n"
     assert os.sysconf("SC_ARG_MAX") > 400_000
+
+
+def test_a_directory_that_was_removed_under_the_caller_is_one_sentence(cluster, tmp_path):
+    script = "mkdir gone && cd gone && rmdir ../gone && geres submit true; echo $?; geres submit --cwd / true"
+    done = subprocess.run(
+        ["sh", "-c", script], cwd=tmp_path, env=cluster.env, capture_output=True, text=True, timeout=60
+    )
+    assert "geres: invalid: cwd: this directory does not exist any more; give --cwd\n" in done.stderr
+    assert re.fullmatch(r"2\n\d+\.\d+\n", done.stdout)
