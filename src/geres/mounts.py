@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 _NETWORK = frozenset(
@@ -9,6 +10,8 @@ _NETWORK = frozenset(
     | {"pvfs2", "orangefs", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph", "fuse.s3fs", "fuse.rclone"}
     | {"fuse.gcsfuse"}
 )
+
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # blanks and backslashes, nothing else
 
 
 def network_file_system(path: Path, mounts: str | None = None) -> str | None:
@@ -25,7 +28,7 @@ def network_file_system(path: Path, mounts: str | None = None) -> str | None:
     longest, found = -1, ""
     for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
-        point = left.split()[4].encode().decode("unicode_escape")
+        point = _ESCAPED.sub(lambda match: chr(int(match[1], 8)), left.split()[4])
         inside = resolved == point or resolved.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= longest:  # of two mounts at one point the later one is seen
             longest, found = len(point), right.split()[0]
