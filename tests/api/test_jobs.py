@@ -21,7 +21,8 @@ def test_a_large_array_is_accepted_at_once_and_unfolded_by_a_loop(api: Api) -> N
     while api.get(f"/v1/jobs/{job['id']}")["counts"].get("not_yet"):
         pass
 
-    assert api.get(f"/v1/jobs/{job['id']}")["counts"] == {"queued": 30_000}
+    counts = api.get(f"/v1/jobs/{job['id']}")["counts"]
+    assert {state: n for state, n in counts.items() if n} == {"queued": 30_000}
     task = api.get(f"/v1/tasks/{job['id']}.29999")
     assert (task["command"], task["index"]) == (["echo", "29999"], 29_999)
 
