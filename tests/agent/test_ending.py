@@ -147,7 +147,8 @@ def test_where_no_groups_can_be_made_the_address_space_is_limited(tmp_path: Path
 
     class NoGroups(MemoryGroups):
         def __init__(self) -> None:
-            self._root = ""
+            super().__init__()
+            self._is_barred = True
 
     code = "x = bytearray(300 << 20)"
     fields = {
@@ -169,17 +170,27 @@ def test_where_no_groups_can_be_made_the_address_space_is_limited(tmp_path: Path
     assert b"MemoryError" in captures.tail(attempt.err, captures.size(attempt.err))
 
 
-@pytest.mark.usefixtures("agent")
-async def test_groups_of_ended_tasks_are_removed(server: Server, agent: Agent) -> None:
-    groups = MemoryGroups()
-    if not groups.available:
-        pytest.skip("no memory groups here")
-    root = Path(groups._root).parent / f"geres-{agent.supervisor()['pid']}"
-    groups.close()
+async def test_memory_groups_are_removed_with_their_tasks(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    line = f"cat /proc/self/cgroup; while [ ! -e {go} ]; do sleep 0.02; done"
+    await server.assign(server.spec(shell=line, memory_bytes=100 << 20), 1)
+    await server.start_of(1)
+    groups = memory_groups_of(agent.supervisor()["pid"])
+    if not groups:
+        pytest.skip("no memory groups can be made here")
 
-    await server.run(1, "true", memory_bytes=100 << 20)
+    go.touch()
+    end = await server.end_of(1)
 
-    until(lambda: not [path for path in root.iterdir() if path.is_dir()], 5)
+    assert b"/geres-" in end.stdout
+    until(lambda: not any(group.exists() for group in groups), 5)
+
+
+def memory_groups_of(pid: int) -> list[Path]:
+    """What a supervisor made below the memory groups of this machine."""
+    return [path for path in Path("/sys/fs/cgroup").glob(f"**/geres-{pid}") if path.is_dir()]
 
 
 async def test_a_task_over_its_disk_allowance_ends_with_disk_full(server: Server, agent: Agent) -> None:

@@ -6,12 +6,19 @@ import os
 
 
 class MemoryGroups:
-    """Makes one group per attempt that asks for a limit; `available` is False where none can be made."""
+    """Makes one group per attempt that asks for a limit; the group above them is there only while needed."""
 
     def __init__(self) -> None:
         self._root = ""
         self._version = 0
+        self._is_barred = False  # none can be made here
+
+    def _open(self) -> bool:
+        """Make the group above; True where it is there and may limit memory."""
+        if self._root or self._is_barred:
+            return bool(self._root)
         for version, folder in _own_groups():
+            _clear_after_the_dead(folder)
             root = f"{folder}/geres-{os.getpid()}"
             try:
                 os.mkdir(root, 0o755)
@@ -22,15 +29,15 @@ class MemoryGroups:
                 _write(f"{root}/cgroup.subtree_control", "+memory")
             if os.path.exists(f"{root}/{limit}"):
                 self._root, self._version = root, version
-                return
+                return True
             _rmdir(root)
-
-    @property
-    def available(self) -> bool:
-        return bool(self._root)
+        self._is_barred = True
+        return False
 
     def make(self, name: str, limit_bytes: int) -> str | None:
-        """The folder of a new group; None where that failed."""
+        """The folder of a new group; None where limits need another way."""
+        if not self._open():
+            return None
         folder = f"{self._root}/{name}"
         try:
             os.mkdir(folder, 0o755)
@@ -69,12 +76,20 @@ class MemoryGroups:
         return _rmdir(folder)
 
     def close(self) -> None:
-        """Remove what is left of ours."""
-        if self._root:
-            for name in os.listdir(self._root):
-                if os.path.isdir(f"{self._root}/{name}"):
-                    _rmdir(f"{self._root}/{name}")
-            _rmdir(self._root)
+        """Remove the group above, unless attempts still have theirs.  The next attempt makes it anew."""
+        if self._root and _rmdir(self._root):
+            self._root = ""
+
+
+def _clear_after_the_dead(folder: str) -> None:
+    """Remove what supervisors that were killed left here."""
+    for name in os.listdir(folder):
+        pid = name.removeprefix("geres-")
+        if pid != name and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            for inside in os.listdir(f"{folder}/{name}"):
+                if os.path.isdir(f"{folder}/{name}/{inside}"):
+                    _rmdir(f"{folder}/{name}/{inside}")
+            _rmdir(f"{folder}/{name}")
 
 
 def _own_groups() -> list[tuple[int, str]]:

@@ -191,6 +191,7 @@ class Running:
         """What is due about once a second."""
         self._own_rss_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._groups_left = [folder for folder in self._groups_left if not self.starter.groups.remove(folder)]
+        self.starter.groups.close()
         self._give_back_late(now)
         self.starter.come_home()
 

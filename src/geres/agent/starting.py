@@ -125,8 +125,7 @@ class Starter:
         limit = attempt.spec.memory_bytes
         if not limit:
             return b"", b""
-        if self.groups.available:
-            attempt.group = self.groups.make(".".join(map(str, attempt.key)), limit)
+        attempt.group = self.groups.make(".".join(map(str, attempt.key)), limit)
         if attempt.group is not None:
             return os.fsencode(attempt.group + "/cgroup.procs"), b""
         return b"", b"%d" % max(limit >> 10, 1)
