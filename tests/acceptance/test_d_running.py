@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import psutil
 import pytest
 
 from tests.acceptance.acts import eventually, shown, submit, wait_for_state
-from tests.cluster import Cluster
+from tests.acceptance.configured import cluster_with
 
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "reference" / "environment.md"
 
@@ -20,13 +19,8 @@ DOCUMENTED = Path(__file__).parents[2] / "docs" / "reference" / "environment.md"
 @pytest.fixture(scope="module")
 def generous():
     """A cluster whose limit of memory is one and a half times what a task asks for."""
-    with tempfile.TemporaryDirectory(prefix="geres-test-") as folder:
-        cluster = Cluster(Path(folder))
-        settings = Path(cluster.env["XDG_CONFIG_HOME"]) / "geres"
-        settings.mkdir(parents=True)
-        (settings / "geres.toml").write_text("[agent]\nlimit_factor = 1.5\n")
-        with cluster:
-            yield cluster
+    with cluster_with("[agent]\nlimit_factor = 1.5\n") as started:
+        yield started
 
 
 def allocate(mib):

@@ -40,7 +40,7 @@ from geres.model.tasks import (
     Submitted,
     TaskDetail,
 )
-from geres.store.jobs import JobQuery
+from geres.store.jobs import JobDetailQuery, JobQuery
 from geres.store.task_list import TaskQuery
 
 log = logging.getLogger("geres.api")
@@ -82,6 +82,7 @@ _QUERIES: dict[tuple[str, str], type[Struct]] = {
     ("get", "/v1/tasks"): TaskQuery,
     ("get", "/v1/history"): TaskQuery,
     ("get", "/v1/jobs"): JobQuery,
+    ("get", "/v1/jobs/{job_ref}"): JobDetailQuery,
     ("get", "/v1/find"): tasks.FindQuery,
     ("get", "/v1/tasks/{task_id}/logs"): outputs.LogsQuery,
     **{(route.method, route.path): route.query for route in HOT if route.query is not None},

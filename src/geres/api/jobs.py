@@ -21,7 +21,7 @@ from geres.model.jobs import Job, JobAction, JobDetail, JobPage, JobPatch, JobSp
 from geres.model.tasks import Why
 from geres.store import idempotency, jobs, submit
 from geres.store.database import Tx
-from geres.store.jobs import JobQuery
+from geres.store.jobs import JobDetailQuery, JobQuery
 
 
 @post("/v1/jobs", status_code=201)
@@ -71,8 +71,12 @@ async def list_jobs(request: Request) -> JobPage:
 
 @get("/v1/jobs/{job_ref:str}")
 async def get_job(request: Request, job_ref: FromPath[str]) -> Response[JobDetail]:
-    """One job in full, by its id or name.  The ETag is its version, which edits change."""
-    job = await request.context.db.read(jobs.get, request.caller, job_ref)
+    """One job in full, by its id or name.  The ETag is its version, which edits change.
+
+    Query: `usage` (true: sum up what its attempts used).
+    """
+    query = read_query(JobDetailQuery, request.scope["query_string"])
+    job = await request.context.db.read(jobs.get, request.caller, job_ref, usage=query.usage)
     return answer_struct(job, headers={"etag": f'"{job.version}"'})
 
 

@@ -16,6 +16,7 @@ from geres.cli.output import (
     print_one,
     show_number,
     show_time,
+    show_usage,
     style_options,
     write_line,
 )
@@ -121,7 +122,7 @@ def job_create(
 @click.pass_obj
 def job_show(app: App, id: str, style: Style) -> None:
     """Show all about one job."""
-    print_one(style, app.client.job_info(id), lambda info: _show_lines(info, style))
+    print_one(style, app.client.job_info(id, usage=True), lambda info: _show_lines(info, style))
 
 
 @click.command(name="close")
@@ -226,3 +227,4 @@ def _facts(info: JobDetail, style: Style) -> Iterator[tuple[str, str | None]]:
         yield "meta", ", ".join(f"{escape(key)}={escape(value)}" for key, value in info.meta.items())
     yield "created", at(info.created_at)
     yield "ended", at(info.ended_at)
+    yield "used", show_usage(info.usage) if info.usage is not None else None

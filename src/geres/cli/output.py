@@ -13,6 +13,7 @@ import click
 import msgspec
 
 from geres.errors import Invalid
+from geres.model.tasks import Usage
 from geres.model.units import show_duration, show_size
 
 #: Lines of a list on a terminal, where nobody asked for more or fewer.
@@ -267,6 +268,15 @@ def seconds_since(text: str | None) -> float | None:
 
 def show_since(text: str | None) -> str:
     return show_duration(seconds_since(text))
+
+
+def show_usage(usage: Usage) -> str:
+    """What a task or a job used, in words."""
+    return (
+        f"{show_duration(usage.wall_seconds)} wall, {show_duration(usage.user_seconds)} user, "
+        f"{show_duration(usage.system_seconds)} system"
+        + (f", {show_size(usage.max_rss_bytes)} peak memory" if usage.max_rss_bytes else "")
+    )
 
 
 def show_bytes(value: int | None) -> str:

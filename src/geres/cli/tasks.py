@@ -19,6 +19,7 @@ from geres.cli.output import (
     show_number,
     show_since,
     show_time,
+    show_usage,
     style_options,
     write_line,
 )
@@ -242,13 +243,7 @@ def _facts(info: TaskDetail, style: Style) -> Iterator[tuple[str, str | None]]:
     yield "ended", at(info.ended_at)
     yield "waited", show_duration(info.wait_seconds)
     if info.usage is not None:
-        use = info.usage
-        yield (
-            "used",
-            f"{show_duration(use.wall_seconds)} wall, {show_duration(use.user_seconds)} user, "
-            f"{show_duration(use.system_seconds)} system"
-            + (f", {show_size(use.max_rss_bytes)} peak memory" if use.max_rss_bytes else ""),
-        )
+        yield "used", show_usage(info.usage)
 
 
 def _attempt_line(attempt: Attempt, style: Style) -> str:

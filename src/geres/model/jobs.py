@@ -7,7 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from geres.model.states import JobState, Outcome
-from geres.model.tasks import TaskSpec
+from geres.model.tasks import TaskSpec, Usage
 
 DEFAULT_JOB = "default"
 
@@ -79,6 +79,7 @@ class Job(Struct, kw_only=True):
 
 class JobDetail(Job, kw_only=True):
     spec: JobSpec
+    usage: Usage | None = None  #: of all its attempts; the peak is that of the largest
 
 
 class JobPage(Struct, kw_only=True):

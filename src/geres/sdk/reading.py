@@ -57,9 +57,9 @@ class Reader:
         """All about one task as it stands."""
         return self.transport.get(f"/v1/tasks/{path_part(task_id)}", task_model.TaskDetail)
 
-    def job_info(self, job_id: str) -> job_model.JobDetail:
-        """All about one job as it stands; `job_id` may be its name."""
-        return self.transport.get(f"/v1/jobs/{path_part(job_id)}", job_model.JobDetail)
+    def job_info(self, job_id: str, *, usage: bool = False) -> job_model.JobDetail:
+        """All about one job as it stands; `job_id` may be its name.  `usage`: with what its attempts used."""
+        return self.transport.get(f"/v1/jobs/{path_part(job_id)}", job_model.JobDetail, usage=usage or None)
 
     def job_etag(self, job_id: str) -> str:
         return f'"{self.job_info(job_id).version}"'

@@ -14,6 +14,7 @@ from geres.model.jobs import DEFAULT_JOB, Counts, Job, JobDetail, JobPage, JobPa
 from geres.model.specs import check_job
 from geres.model.states import JobState, Outcome, Reason
 from geres.model.units import rfc3339
+from geres.store import show
 from geres.store.database import Row, Tx
 from geres.store.ends import CANCELLED, end_job
 from geres.store.job_counts import counts_of_jobs
@@ -26,6 +27,12 @@ from geres.store.tasks import find_job_id, may_change
 PIECE = 1000
 _LAST = (1 << 32) - 1
 _ALL = Caller(0, "", "", "admin")
+
+
+class JobDetailQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Query of GET /v1/jobs/{id}."""
+
+    usage: bool = False  #: sum up what its attempts used
 
 
 class JobQuery(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -47,13 +54,16 @@ def find(tx: Tx, caller: Caller, ref: str) -> int:
     return job_id
 
 
-def get(tx: Tx, caller: Caller, ref: str) -> JobDetail:
-    """One job in full.  Raises NotFound."""
+def get(tx: Tx, caller: Caller, ref: str, *, usage: bool = False) -> JobDetail:
+    """One job in full; with `usage`, with what its attempts used.  Raises NotFound."""
     job_id = find(tx, caller, ref)
     row = tx.all("show_jobs", job_ids=[job_id])[0]
     counts = counts_of_jobs(tx, [job_id])[job_id]
+    used = show.usage(tx.all("usage_of_job", **_range(job_id))[0]) if usage else None
     return msgspec.convert(
-        {**msgspec.structs.asdict(_job(row, counts)), "spec": _spec(row)}, JobDetail, from_attributes=True
+        {**msgspec.structs.asdict(_job(row, counts)), "spec": _spec(row), "usage": used},
+        JobDetail,
+        from_attributes=True,
     )
 
 

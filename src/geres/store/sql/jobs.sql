@@ -133,3 +133,17 @@ SELECT id, state, reason, on_all_complete, succeeded, failed, cancelled, skipped
    AND (state = 'closing' OR (on_all_complete = 'terminate' AND task_count + array_total > 0))
    AND task_count + array_total - array_done = succeeded + failed + cancelled + skipped
 /* for update */
+
+-- name: usage_of_job
+-- Reads every attempt of the job.
+SELECT max(max_rss_bytes) AS max_rss_bytes,
+       CAST(COALESCE(sum(wall_us), 0) AS BIGINT) AS wall_us,
+       CAST(COALESCE(sum(user_us), 0) AS BIGINT) AS user_us,
+       CAST(COALESCE(sum(system_us), 0) AS BIGINT) AS system_us,
+       CAST(COALESCE(sum(minor_faults), 0) AS BIGINT) AS minor_faults,
+       CAST(COALESCE(sum(major_faults), 0) AS BIGINT) AS major_faults,
+       CAST(COALESCE(sum(blocks_in), 0) AS BIGINT) AS blocks_in,
+       CAST(COALESCE(sum(blocks_out), 0) AS BIGINT) AS blocks_out,
+       CAST(COALESCE(sum(voluntary_switches), 0) AS BIGINT) AS voluntary_switches,
+       CAST(COALESCE(sum(involuntary_switches), 0) AS BIGINT) AS involuntary_switches
+  FROM attempt WHERE task_id >= :first AND task_id <= :last
