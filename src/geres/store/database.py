@@ -31,6 +31,8 @@ Row = dict[str, Any]
 _READ_SECONDS = 2.0
 _BUSY_MS = 5000
 _READERS = 3
+_WRITE_CACHE_KIB = 32_000
+_READ_CACHE_KIB = 4_000
 _QUEUE_MOST = 10_000
 
 
@@ -218,7 +220,6 @@ class SqliteDatabase(Database):
         self._writer: threading.Thread | None = None
         self._readers: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         self._reader_slots = asyncio.Semaphore(_READERS)
-        self._reader_total = 0
         self._starting = threading.Lock()
         self._closed = False
 
@@ -235,7 +236,7 @@ class SqliteDatabase(Database):
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute("PRAGMA temp_store = MEMORY")
-            connection.execute("PRAGMA cache_size = -32000")
+            connection.execute(f"PRAGMA cache_size = -{_READ_CACHE_KIB if read_only else _WRITE_CACHE_KIB}")
             connection.execute("PRAGMA journal_size_limit = 67108864")
             connection.execute("PRAGMA wal_autocheckpoint = 4000")
             if read_only:
