@@ -209,6 +209,8 @@ class Config(Struct, frozen=True):
             if number < least:
                 yield key, f"{number} is below {least}"
         for name, count in agent.resources.items():
+            if not is_name(name):
+                yield "agent.resources", f"{name!r} cannot name a resource; use no dot and not only digits"
             if count < 0:
                 yield "agent.resources", f"{name} = {count} is below 0"
         for path in agent.shared_paths:

@@ -12,6 +12,7 @@ import msgspec
 from geres.aio import Doorbell
 from geres.api.asgi import Receive, Send
 from geres.errors import GeresError
+from geres.model.ids import is_name, is_node_name
 from geres.model.wire import PROTOCOL, Frame, Hello, decode, encode
 
 log = logging.getLogger("geres.agents")
@@ -107,8 +108,32 @@ async def _hello(receive: Receive) -> Hello | str:
                 f"the agent speaks protocol {hello.protocol} (geres {hello.version}), the server {PROTOCOL}:"
                 " install the same geres on both"
             )
-        return hello
+        return _problem(hello) or hello
     return "no hello came in time"
+
+
+def _problem(hello: Hello) -> str | None:
+    """What no server can work with, in words; None where all is well."""
+    for field, value, most in (
+        ("cpus", hello.cpus, 1_000_000),
+        ("memory_bytes", hello.memory_bytes, 1 << 62),
+        ("gpus", hello.gpus, 10_000),
+        ("slots", hello.slots, 1 << 31),
+        *((f"resources.{name}", count, 1 << 53) for name, count in hello.resources.items()),
+    ):
+        if not 0 <= value <= most:
+            return f"{field}: {value} is not between 0 and {most}"
+    if not is_node_name(hello.node):
+        return f"node: {hello.node[:80]!r} cannot name a node"
+    for field, name in (("pool", hello.pool), *(("resources", name) for name in hello.resources)):
+        if not is_name(name):
+            return f"{field}: {name[:80]!r} cannot be a name"
+    texts = (hello.version, hello.boot_id, hello.host_id, hello.host, hello.arch, hello.os, hello.account)
+    if any("\0" in text for text in (*texts, *hello.labels, *hello.labels.values(), *hello.shared_paths)):
+        return "a text holds a NUL character"
+    if any(not (0 < task < 1 << 63 and 0 <= number < 1 << 31) for task, number in hello.attempts):
+        return "attempts: one has a number that no attempt has"
+    return None
 
 
 async def _refuse(send: Send, why: str) -> None:

@@ -76,6 +76,8 @@ async def _logs(
         if query.attempt is None:
             return _nothing()
         raise NotFound(f"task {show_task(key)} has no attempt {query.attempt}", id=show_task(key))
+    if kept.blob is not None:  # one that is gone must be said before the answer begins
+        await anyio.to_thread.run_sync(context.blobs.size, kept.blob)
     if query.tail is None:
         return pieces(context, kept, offset=query.offset)
     return _tail_of_kept(context, kept, query.tail)
