@@ -28,8 +28,13 @@ def job(cluster, request):
     return name
 
 
+def some(counts):
+    """The states that there are tasks in, with how many."""
+    return {state: count for state, count in counts.items() if count}
+
+
 def counts(cluster, job):
-    return shown(cluster, "job", "show", job)["counts"]
+    return some(shown(cluster, "job", "show", job)["counts"])
 
 
 def state(cluster, job):
@@ -45,7 +50,7 @@ def test_u025_a_job_counts_its_tasks(cluster, job):
     info = shown(cluster, "job", "show", job)
     listed = {row["name"]: row for row in shown(cluster, "jobs")}[job]
 
-    assert info["counts"] == {"succeeded": 1, "failed": 1, "held": 1}
+    assert some(info["counts"]) == {"succeeded": 1, "failed": 1, "held": 1}
     assert listed["counts"] == info["counts"]
     assert (info["task_count"], info["state"]) == (3, "active")
     assert {good, bad, held} == {row["id"] for row in shown(cluster, "tasks", "--job", job)}
@@ -127,7 +132,8 @@ def test_u028_a_closed_job_takes_nothing_and_ends_when_it_is_empty(cluster, gate
     cluster.run("wait", *ids, check=True)
     eventually(lambda: state(cluster, job), lambda now: now == "completed")
     info = shown(cluster, "job", "show", job)
-    assert (info["counts"], info["outcome"], info["previous_state"]) == ({"succeeded": 3}, "ok", "closing")
+    assert (info["outcome"], info["previous_state"]) == ("ok", "closing")
+    assert counts(cluster, info["id"]) == {"succeeded": 3}
     assert cluster.run("submit", "--job", info["id"], "--", "true").returncode == 5
 
 
@@ -161,8 +167,8 @@ def test_u035_a_job_ends_by_itself_when_its_tasks_have(cluster):
     cluster.run("release", *ids, check=True)
 
     eventually(lambda: state(cluster, made), lambda now: now == "completed")
-    info = shown(cluster, "job", "show", made)
-    assert (info["counts"], info["outcome"]) == ({"succeeded": 1, "failed": 1}, "some_failed")
+    assert counts(cluster, made) == {"succeeded": 1, "failed": 1}
+    assert shown(cluster, "job", "show", made)["outcome"] == "some_failed"
     assert states(cluster, *ids) == ["succeeded", "failed"]
 
 
