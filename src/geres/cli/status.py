@@ -54,7 +54,7 @@ def doctor(app: App, json: bool) -> int:
         write_line(pretty_json(findings))
     else:
         for one in findings:
-            write_line(f"{one.get('kind', 'problem')}: {escape(str(one.get('message', '')))}")
+            write_line(f"{one.get('kind', 'problem')}: {escape(one['text'])}")
         if not findings:
             say("nothing is wrong")
     return 1 if findings else 0
@@ -66,10 +66,10 @@ def _findings(app: App) -> Iterator[dict[str, Any]]:
 
     home = config.home()
     for problem in config.load().check():
-        yield {"kind": "settings", "message": problem}
+        yield {"kind": "settings", "text": problem}
     if home.exists():
         if kind := network_file_system(home):
-            yield {"kind": "home", "message": f"{home} is on a network file system ({kind})"}
+            yield {"kind": "home", "text": f"{home} is on a network file system ({kind})"}
         yield from _open_to_others(home)
     try:
         client = app.client
@@ -79,18 +79,18 @@ def _findings(app: App) -> Iterator[dict[str, Any]]:
                 yield {
                     "kind": "node",
                     "node": node.name,
-                    "message": f"node {node.name} is {node.state.value}, "
+                    "text": f"node {node.name} is {node.state.value}, "
                     f"last heard {show_since(node.last_heartbeat_at)} ago",
                 }
     except GeresError as error:
-        yield {"kind": error.code, "message": str(error)}
+        yield {"kind": error.code, "text": str(error)}
 
 
 def _open_to_others(home: Path) -> Iterator[dict[str, Any]]:
     for name in ("token", "agent.token"):
         path = home / name
         if path.exists() and path.stat().st_mode & 0o077:
-            yield {"kind": "home", "message": f"{path} can be read by others; chmod 600 it"}
+            yield {"kind": "home", "text": f"{path} can be read by others; chmod 600 it"}
 
 
 def _status_lines(facts: dict[str, Any]) -> Iterator[str]:

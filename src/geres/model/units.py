@@ -17,6 +17,8 @@ _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 _MOST_BYTES = 1 << 62
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+#: The years 1000 to 9999: an agent's clock may say anything, and one task must not spoil a list.
+_FIRST_SECOND, _LAST_SECOND = -30_610_224_000, 253_402_300_799
 
 
 def parse_size(text: str | int | float, field: str = "memory") -> int:
@@ -102,7 +104,7 @@ def rfc3339(at_us: int | None) -> str | None:
 @lru_cache(maxsize=4096)
 def _to_the_second(seconds: int) -> str:
     """Thousands of results fall into one second, and formatting a time takes longer than all else of them."""
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
+    return f"{_EPOCH + timedelta(seconds=min(max(seconds, _FIRST_SECOND), _LAST_SECOND)):%Y-%m-%dT%H:%M:%S}"
 
 
 def parse_time(text: str, field: str = "time") -> int:
