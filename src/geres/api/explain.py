@@ -14,7 +14,7 @@ from geres.model.units import parse_time, show_duration, show_size
 from geres.store import why
 from geres.store.why import EndGroup, JobFacts, TaskFacts
 
-_REASONS = {
+_REASONS: dict[str, str] = {
     Reason.TIMEOUT: "was over its time limit",
     Reason.OUT_OF_MEMORY: "took more memory than it asked for",
     Reason.DISK_FULL: "filled the disk, or its allowance",
@@ -197,7 +197,7 @@ def _ended(facts: TaskFacts) -> Why:
     if about.state is not TaskState.FAILED or last is None:
         words = _REASONS.get(about.reason, str(about.reason)) if about.reason else "on request"
         text = f"{words}: {about.message}" if about.message else words
-        again = None if about.reason is Reason.UP_TO_DATE else f"geres rerun {about.id}"
+        again = None if about.reason == Reason.UP_TO_DATE else f"geres rerun {about.id}"
         return _why(about, text, _after_attempt(about, last) if last and last.attempt else (), next=again)
     tries = f"attempt {last.attempt}" + (f", after {about.retry_count} retries" if about.retry_count else "")
     found = _why(about, f"{_how(last)} on node {last.node} ({tries})", _after_attempt(about, last))
@@ -216,9 +216,9 @@ def _success(last: Attempt | None) -> str:
 
 def _how(last: Attempt) -> str:
     """How an attempt ended, in a few words."""
-    if last.reason is Reason.EXIT:
+    if last.reason == Reason.EXIT:
         return f"exit {last.exit_code}"
-    if last.reason is Reason.SIGNAL:
+    if last.reason == Reason.SIGNAL:
         return f"signal {last.signal}" + (f" ({last.message})" if last.message else "")
     words = _REASONS.get(last.reason, str(last.reason)) if last.reason else "ended"
     return f"{last.reason}: it {words}" + (f" ({last.message})" if last.message else "")
@@ -242,11 +242,11 @@ def _after_attempt(about: Task, last: Attempt) -> list[str]:
 
 def _after_failure(about: Task) -> str:
     """The command to type next."""
-    if about.reason is Reason.OUT_OF_MEMORY and about.memory_bytes:
+    if about.reason == Reason.OUT_OF_MEMORY and about.memory_bytes:
         return f"geres rerun {about.id} memory={show_size(2 * about.memory_bytes)}"
     if about.reason in (Reason.EXIT, Reason.SIGNAL):
         return f"geres logs {about.id}"
-    if about.reason is Reason.NOT_FOUND and about.command:
+    if about.reason == Reason.NOT_FOUND and about.command:
         return f"geres run --nodelist {about.node} -- sh -c {shlex.quote('command -v ' + about.command[0])}"
     return f"geres rerun {about.id}"
 

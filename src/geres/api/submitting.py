@@ -21,6 +21,7 @@ from geres.model.tasks import (
     BulkAnswer,
     BulkError,
     DryRun,
+    KnownSpec,
     SubmitBulk,
     SubmitTask,
     Submitted,
@@ -248,4 +249,6 @@ def _dry_run(context: Context, job: str, spec: TaskSpec) -> DryRun:
     if placement is None:
         reasons = "; ".join(f"{node.node}: {node.reason}" for node in nodes[:5])
         placement = f"would wait: {reasons}" if nodes else "would wait: no node is connected"
-    return DryRun(job=job, spec=spec, placement=placement, warnings=fit_warnings(context, spec.pool, demand))
+    known = KnownSpec(**msgspec.structs.asdict(spec))
+    warnings = fit_warnings(context, spec.pool, demand)
+    return DryRun(job=job, spec=known, placement=placement, warnings=warnings)

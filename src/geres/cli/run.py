@@ -131,7 +131,7 @@ def follow(
         task_id=task_id,
         attempt=facts.get("attempt") or 0,
         state=TaskState(facts["state"]),
-        reason=_reason(facts.get("reason")),
+        reason=facts.get("reason"),
         message=facts.get("message"),
         exit_code=facts.get("exit_code"),
         signal=facts.get("signal"),
@@ -141,7 +141,7 @@ def follow(
 def report(task_id: str, end: Any, *, quiet: bool) -> int:
     """Say on stderr how a task ended that did not end by itself; its exit status."""
     status = exit_status(end)
-    if not quiet and status != 0 and end.reason is not Reason.EXIT:
+    if not quiet and status != 0 and end.reason != Reason.EXIT:
         cause = end.reason.value.replace("_", " ") if end.reason else ""
         told = end.message or (f"signal {end.signal}" if end.signal else cause)
         say(f"geres: {task_id} {end.state.value}: {told}" if told else f"geres: {task_id} {end.state.value}")
@@ -251,7 +251,3 @@ def _tell_why(client: Any, task_id: str) -> None:
         say(f"geres: {task_id}: {client.why(task_id).summary}")
     except GeresError:
         say(f"geres: {task_id} waits; `geres why {task_id}` says why")
-
-
-def _reason(text: str | None) -> Reason | None:
-    return Reason(text) if text else None

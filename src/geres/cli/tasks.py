@@ -198,9 +198,7 @@ def _facts(info: TaskDetail, style: Style) -> Iterator[tuple[str, str | None]]:
     yield "task", info.id + (f"  {escape(info.name)}" if info.name else "")
     yield (
         "state",
-        info.state.value
-        + (f" ({info.reason.value})" if info.reason else "")
-        + f" since {at(info.state_since)}",
+        info.state.value + (f" ({info.reason})" if info.reason else "") + f" since {at(info.state_since)}",
     )
     if info.previous_state:
         yield "before", f"{info.previous_state.value} since {at(info.previous_since)}"
@@ -247,7 +245,7 @@ def _facts(info: TaskDetail, style: Style) -> Iterator[tuple[str, str | None]]:
 
 
 def _attempt_line(attempt: Attempt, style: Style) -> str:
-    how = attempt.reason.value if attempt.reason else ""
+    how = attempt.reason or ""
     if attempt.exit_code is not None:
         how = f"exit {attempt.exit_code}"
     if attempt.signal:

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from geres.model.jobs import JobSpec
+from geres.model.jobs import KnownJobSpec
 from geres.model.tasks import TaskSpec
 
 #: What runs, and under which name, is said by each task; directory and machine go together.
@@ -46,4 +46,4 @@ def task_of(job_spec: str) -> TaskSpec | None:
     """The defaults that a stored job has for its tasks."""
     if '"task"' not in job_spec:
         return None
-    return msgspec.json.decode(job_spec, type=JobSpec).task
+    return msgspec.json.decode(job_spec, type=KnownJobSpec).task

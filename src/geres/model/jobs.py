@@ -7,7 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from geres.model.states import JobState, Outcome
-from geres.model.tasks import TaskSpec, Usage
+from geres.model.tasks import KnownSpec, TaskSpec, Usage
 
 DEFAULT_JOB = "default"
 
@@ -31,6 +31,12 @@ class JobSpec(Struct, omit_defaults=True, kw_only=True, forbid_unknown_fields=Tr
     on_lost: Literal["retry", "fail"] | None = None  #: for all its tasks
     task: TaskSpec | None = None  #: defaults of its tasks; of an array, the task
     array: ArraySpec | None = None
+
+
+class KnownJobSpec(JobSpec, kw_only=True, forbid_unknown_fields=False):
+    """A JobSpec as it is read: what a newer program has put into it is passed over, not refused."""
+
+    task: KnownSpec | None = None
 
 
 class Counts(Struct, frozen=True, kw_only=True):
@@ -78,7 +84,7 @@ class Job(Struct, kw_only=True):
 
 
 class JobDetail(Job, kw_only=True):
-    spec: JobSpec
+    spec: KnownJobSpec
     usage: Usage | None = None  #: of all its attempts; the peak is that of the largest
 
 

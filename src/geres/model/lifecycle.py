@@ -10,7 +10,8 @@ from geres.model.wire import Ended
 
 #: A task that has lost its node this often fails with `crash_limit`.
 MOST_LOST = 3
-_LOST = frozenset({Reason.NODE_LOST, Reason.NODE_REBOOTED, Reason.SUPERVISOR_LOST})
+#: Reasons of an end that was the node's and not the task's.
+LOST = frozenset({Reason.NODE_LOST, Reason.NODE_REBOOTED, Reason.SUPERVISOR_LOST})
 
 
 class Before(NamedTuple):
@@ -49,7 +50,7 @@ def after_end(ended: Ended, before: Before, spec: TaskSpec, on_lost: str | None,
         return Next(TaskState.QUEUED, Reason.REQUESTED, "stopped and queued again on request", requeue=1)
     if ended.outcome == "cancelled" or before.asked == "cancel":
         return Next(TaskState.CANCELLED, ended.reason or Reason.REQUESTED, ended.message)
-    if ended.reason in _LOST:
+    if ended.reason in LOST:
         return _after_loss(ended, before, on_lost or spec.on_lost)
     if _may_retry(spec.retry, before.retry_count):
         not_before = now_us + retry_delay_us(spec.retry, before.retry_count)

@@ -7,7 +7,7 @@ from typing import Literal
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from geres.model.states import Reason, TaskState
+from geres.model.states import TaskState
 
 LOWEST_PRIORITY, HIGHEST_PRIORITY = -1000, 1000
 PRIORITIES = {"low": -500, "normal": 0, "medium": 0, "high": 500}
@@ -67,6 +67,10 @@ class TaskSpec(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unk
     max_parallel_label: str | None = None  #: counts against the limit of this label
     handler: str | None = None  #: a task type instead of a command
     params: msgspec.Raw | None = None  #: JSON for the handler
+
+
+class KnownSpec(TaskSpec, frozen=True, kw_only=True, forbid_unknown_fields=False):
+    """A specification as it is read: what a newer program has put into it is passed over, not refused."""
 
 
 class TaskRow(Struct, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
@@ -167,7 +171,7 @@ class Attempt(Struct, kw_only=True):
     finish_no: int | None = (
         None  #: place in the job's results stream, from 1; None where another try followed
     )
-    reason: Reason | None = None
+    reason: str | None = None  #: one of Reason, or of a newer program's
     message: str | None = None  #: one sentence about the reason
     exit_code: int | None = None
     signal: int | None = None
@@ -189,7 +193,7 @@ class Task(Struct, kw_only=True):
     job_id: str
     number: int
     state: TaskState
-    reason: Reason | None = None
+    reason: str | None = None  #: one of Reason, or of a newer program's
     message: str | None = None
     state_since: str
     previous_state: TaskState | None = None
@@ -232,7 +236,7 @@ class Task(Struct, kw_only=True):
 class TaskDetail(Task, kw_only=True):
     """A task with its whole specification and its attempts, oldest first."""
 
-    spec: TaskSpec
+    spec: KnownSpec
     attempts: list[Attempt] = []
     node_connected: bool | None = None
     location: str | None = None  #: its folder on the node
@@ -336,7 +340,7 @@ class DryRun(Struct, omit_defaults=True, kw_only=True):
     """What a submit would store and where the task would go, with nothing stored."""
 
     job: str
-    spec: TaskSpec
+    spec: KnownSpec
     placement: str  #: a node's name, or why it would wait
     rules: list[str] = []
     warnings: list[str] = []

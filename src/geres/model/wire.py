@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from geres.model.tasks import TaskSpec, Usage
+from geres.model.tasks import KnownSpec, Usage
 
 PROTOCOL = 1
 AttemptKey = tuple[int, int]  #: (task key, attempt number): the fence
@@ -41,7 +41,7 @@ class Spec(Struct, array_like=True):
     """A specification that attempts refer to, sent once a connection."""
 
     spec_id: int
-    spec: TaskSpec
+    spec: KnownSpec
     job_meta: dict[str, str] = {}
 
 

@@ -72,7 +72,7 @@ class Task:
         return self._now().state
 
     @property
-    def reason(self) -> Reason | None:
+    def reason(self) -> str | None:
         return self._now().reason
 
     @property
@@ -199,8 +199,15 @@ class Task:
         return self._known_end() or self.info
 
 
-def is_success(state: TaskState, reason: Reason | None) -> bool:
-    return state is TaskState.SUCCEEDED or (state is TaskState.SKIPPED and reason is Reason.UP_TO_DATE)
+def is_success(state: TaskState, reason: str | None) -> bool:
+    return state is TaskState.SUCCEEDED or (state is TaskState.SKIPPED and reason == Reason.UP_TO_DATE)
+
+
+_STATUS_OF_REASON: dict[str | None, int] = {
+    Reason.TIMEOUT: 124,
+    Reason.NOT_EXECUTABLE: 126,
+    Reason.NOT_FOUND: 127,
+}
 
 
 def exit_status(end: model.Task | model.Attempt) -> int:
@@ -209,10 +216,9 @@ def exit_status(end: model.Task | model.Attempt) -> int:
         return 0
     if end.state is TaskState.CANCELLED:
         return 130
-    by_reason = {Reason.TIMEOUT: 124, Reason.NOT_EXECUTABLE: 126, Reason.NOT_FOUND: 127}
-    if end.reason in by_reason:
-        return by_reason[end.reason]
-    if end.reason is Reason.EXIT and end.exit_code:
+    if end.reason in _STATUS_OF_REASON:
+        return _STATUS_OF_REASON[end.reason]
+    if end.reason == Reason.EXIT and end.exit_code:
         return end.exit_code
     if end.signal:
         return 128 + end.signal
@@ -221,14 +227,14 @@ def exit_status(end: model.Task | model.Attempt) -> int:
 
 def failure(task_id: str, end: model.Task | model.Attempt) -> TaskFailed:
     """The error that stands for a task that did not succeed."""
-    cause = end.message or (end.reason.value.replace("_", " ") if end.reason else end.state.value)
-    if end.reason is Reason.EXIT and end.exit_code is not None:
+    cause = end.message or (end.reason.replace("_", " ") if end.reason else end.state.value)
+    if end.reason == Reason.EXIT and end.exit_code is not None:
         cause = f"exit {end.exit_code}"
     return TaskFailed(
         f"task {task_id} {end.state.value}: {cause}; `geres why {task_id}` says more",
         id=task_id,
         state=end.state.value,
-        reason=end.reason.value if end.reason else None,
+        reason=end.reason,
         exit_code=end.exit_code,
         signal=end.signal,
         attempt=end.attempt,

@@ -16,7 +16,7 @@ from geres.model import demand as demands
 from geres.model.demand import Demand
 from geres.model.ids import job_of
 from geres.model.states import NodeState
-from geres.model.tasks import TaskSpec, WhyNode
+from geres.model.tasks import KnownSpec, WhyNode
 from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Heartbeat, Hello, Spec, Stream, Welcome
 from geres.scheduling import credit
 from geres.scheduling.rooms import empty_room, why_not
@@ -69,7 +69,7 @@ class Dispatcher:
         self._ended: list[tuple[int, Ended]] = []
         self._reported: dict[tuple[int, AttemptKey], None] = {}
         self._means: OrderedDict[int, float] = OrderedDict()
-        self._specs: OrderedDict[int, TaskSpec] = OrderedDict()
+        self._specs: OrderedDict[int, KnownSpec] = OrderedDict()
         self._jobs: OrderedDict[int, dispatching.JobFacts] = OrderedDict()
         self.planner = TurnPlanner(
             self.desks, self._means, reserve_after_seconds=reserve_after_seconds, placing=placing, fair=fair
@@ -429,7 +429,7 @@ class Dispatcher:
 
     def _remember_specs(self, bodies: dict[int, str]) -> None:
         for spec_id, body in bodies.items():
-            self._specs[spec_id] = msgspec.json.decode(body, type=TaskSpec)
+            self._specs[spec_id] = msgspec.json.decode(body, type=KnownSpec)
         while len(self._specs) > _KNOWN_SPECS:
             self._specs.popitem(last=False)
 

@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 
 from geres.model.ids import task_key
-from geres.model.jobs import JobSpec
+from geres.model.jobs import KnownJobSpec
 from geres.model.states import TaskState
 from geres.model.tasks import TaskSpec
 from geres.model.units import parse_time
 from geres.store.database import Tx
+from geres.store.sharing import activate
 
 PIECE = 10_000  #: tasks that one transaction unfolds
 _NO_SPEC = TaskSpec()
@@ -23,7 +24,7 @@ def unfold(tx: Tx, job_id: int, *, now_us: int) -> int:
     row = tx.one("lock_array", job_id=job_id)
     if row is None:
         return 0
-    spec = msgspec.json.decode(row["spec"], type=JobSpec).task or _NO_SPEC
+    spec = msgspec.json.decode(row["spec"], type=KnownJobSpec).task or _NO_SPEC
     state = TaskState.HELD if spec.hold else TaskState.QUEUED
     not_before = None if spec.not_before is None else parse_time(spec.not_before)
     if state is TaskState.QUEUED and not_before is not None and not_before > now_us:
@@ -48,7 +49,7 @@ def unfold(tx: Tx, job_id: int, *, now_us: int) -> int:
     if not_before is not None and state is TaskState.BLOCKED:
         tx.run("set_not_before", job_id=job_id, not_before_at=not_before)
     if state is TaskState.QUEUED:
-        tx.run("activate_lane", lane_id=row["lane_id"], priority=priority)
+        activate(tx, row["lane_id"], priority)
     return made
 
 

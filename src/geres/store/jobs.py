@@ -10,7 +10,7 @@ from msgspec import Struct
 from geres.errors import Changed, Conflict, Denied, Invalid, JobFinished, NotFound
 from geres.model.callers import Caller
 from geres.model.ids import parse_job, task_key
-from geres.model.jobs import DEFAULT_JOB, Counts, Job, JobDetail, JobPage, JobPatch, JobSpec
+from geres.model.jobs import DEFAULT_JOB, Counts, Job, JobDetail, JobPage, JobPatch, JobSpec, KnownJobSpec
 from geres.model.specs import check_job
 from geres.model.states import JobState, Outcome, Reason
 from geres.model.units import rfc3339
@@ -153,7 +153,7 @@ def _job(row: Row, counts: Counts) -> Job:
 
 def _spec(row: Row) -> JobSpec:
     """The job as it was asked for, with later edits; the items of an array are its tasks' items."""
-    spec = msgspec.json.decode(row["spec"], type=JobSpec)
+    spec = msgspec.json.decode(row["spec"], type=KnownJobSpec)
     return msgspec.structs.replace(
         spec,
         name=row["name"],
@@ -181,6 +181,13 @@ def patch(
 
     Raises Changed where `version` (of If-Match) is not the job's, JobFinished for one that has ended.
     """
+    check_job(
+        JobSpec(
+            priority=changes.priority or 0, max_parallel=changes.max_parallel or None, meta=changes.meta or {}
+        )
+    )
+    if changes.max_parallel is not None:  # before the job, as turns do
+        set_cap(tx, caller.tenant_id, "job", str(job_id), changes.max_parallel or None)
     row = lock(tx, caller, job_id)
     if version is not None and version != row["version"]:
         raise Changed(
@@ -188,11 +195,6 @@ def patch(
         )
     if JobState(row["state"]).final:
         raise JobFinished(f"job {job_id} has ended: {row['state']}", id=str(job_id))
-    check_job(
-        JobSpec(
-            priority=changes.priority or 0, max_parallel=changes.max_parallel or None, meta=changes.meta or {}
-        )
-    )
     most = row["max_parallel"] if changes.max_parallel is None else changes.max_parallel or None
     meta = row["meta"] if changes.meta is None else msgspec.json.encode(changes.meta).decode()
     tx.run(
@@ -204,8 +206,6 @@ def patch(
         meta=meta,
         on_all_complete=changes.on_all_complete or row["on_all_complete"],
     )
-    if changes.max_parallel is not None:
-        set_cap(tx, caller.tenant_id, "job", str(job_id), most)
     moved = changes.priority is not None and changes.priority != row["priority"]
     return get_short(tx, job_id), row["priority"] if moved else None
 
@@ -260,7 +260,7 @@ def cancel_piece(tx: Tx, job_id: int, *, now_us: int) -> tuple[Done, bool]:
 
     Returns what was done, and whether more can be done at once (what runs has been asked to end).
     """
-    row = tx.one("lock_job_to_cancel", job_id=job_id)
+    row = tx.one("job_to_cancel", job_id=job_id)
     if row is None:
         return Done(), False
     who = msgspec.structs.replace(_ALL, tenant_id=row["tenant_id"])

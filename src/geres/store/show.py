@@ -12,18 +12,18 @@ from geres.model.demand import Demand
 from geres.model.demand import from_text as demand_from_text
 from geres.model.ids import job_of, number_of, show_task
 from geres.model.placeholders import replace_all
-from geres.model.states import Reason, TaskState
-from geres.model.tasks import Attempt, Task, TaskDetail, TaskSpec, Usage
+from geres.model.states import TaskState
+from geres.model.tasks import Attempt, KnownSpec, Task, TaskDetail, TaskSpec, Usage
 from geres.model.units import rfc3339
 from geres.store.database import Row, Tx
 
 _MICROS = 1_000_000
-_spec_decoder = msgspec.json.Decoder(TaskSpec)
+_spec_decoder = msgspec.json.Decoder(KnownSpec)
 _argv_decoder = msgspec.json.Decoder(list[str] | str)
 
 
 @lru_cache(maxsize=4096)
-def spec_from_text(text: str) -> TaskSpec:
+def spec_from_text(text: str) -> KnownSpec:
     """A stored specification; tasks share a few of them."""
     return _spec_decoder.decode(text)
 
@@ -55,7 +55,7 @@ def task_fields(row: Row, last: Row | None) -> dict[str, Any]:
         "job_id": str(job_of(key)),
         "number": number_of(key),
         "state": state,
-        "reason": _reason(row["reason"]),
+        "reason": row["reason"],
         "message": row["message"],
         "state_since": rfc3339(row["state_since"]),
         "previous_state": TaskState(row["previous_state"]) if row["previous_state"] else None,
@@ -95,10 +95,17 @@ def task_fields(row: Row, last: Row | None) -> dict[str, Any]:
     }
 
 
+def _own_argv(text: str) -> list[str] | str:
+    try:
+        return _argv_decoder.decode(text)
+    except msgspec.MsgspecError:  # a list of tasks must not fail for one of them
+        return ["(unreadable)"]
+
+
 def what_runs(row: Mapping[str, Any], spec: TaskSpec) -> tuple[list[str] | None, str | None]:
     """(command, shell line) of a task, with the placeholders of an array replaced."""
     if row["argv"] is not None:
-        own = _argv_decoder.decode(row["argv"])
+        own = _own_argv(row["argv"])
         command, shell = (None, own) if isinstance(own, str) else (own, None)
     else:
         command, shell = spec.command, spec.shell
@@ -113,7 +120,7 @@ def what_runs(row: Mapping[str, Any], spec: TaskSpec) -> tuple[list[str] | None,
 def task_detail(tx: Tx, row: Row, attempts: list[Row]) -> TaskDetail:
     """A task with its whole specification and its attempts."""
     last = attempts[-1] if attempts else None
-    own_argv = _argv_decoder.decode(row["argv"]) if row["argv"] is not None else None
+    own_argv = _own_argv(row["argv"]) if row["argv"] is not None else None
     spec = msgspec.structs.replace(
         spec_from_text(row["spec_body"]), priority=row["priority"], id=row["own_id"], name=row["name"]
     )
@@ -144,7 +151,7 @@ def attempt(row: Row, *, name: str | None, item: str | None) -> Attempt:
         attempt=row["attempt"],
         state=TaskState(row["state"]),
         finish_no=row["finish_no"],
-        reason=_reason(row["reason"]),
+        reason=row["reason"],
         message=row["message"],
         exit_code=row["exit_code"],
         signal=row["signal"],
@@ -173,15 +180,6 @@ def usage(row: Row) -> Usage:
         voluntary_switches=row["voluntary_switches"],
         involuntary_switches=row["involuntary_switches"],
     )
-
-
-def _reason(text: str | None) -> Reason | None:
-    if text is None:
-        return None
-    try:
-        return Reason(text)
-    except ValueError:  # of a newer program
-        return Reason.INTERNAL
 
 
 def _wait_seconds(row: Row) -> float | None:

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from geres.model.ids import job_of
-from geres.model.lifecycle import Before, Next, after_end
+from geres.model.lifecycle import LOST, Before, Next, after_end
 from geres.model.states import TaskState
-from geres.model.tasks import TaskSpec
+from geres.model.tasks import KnownSpec, TaskSpec
 from geres.model.wire import AttemptKey, Ended
 from geres.store.database import Tx, batch
-from geres.store.ends import End, record
+from geres.store.ends import End, record, wake_lanes
 
 MOST_LANES = 512  #: looked at in one turn, a pool
 
@@ -120,16 +120,21 @@ def turn(
     """Take one turn.  Doing it again after an unknown outcome is harmless: every write is fenced."""
     done = Turned()
     held = _check_epochs(tx, work, done)
-    capped = [_dispatch(tx, pool_id, planner, held, done, tenant_id, now_us) for pool_id in work.pools]
+    empty: list[int] = []
+    capped = [_dispatch(tx, pool_id, planner, held, done, empty, tenant_id, now_us) for pool_id in work.pools]
     _load_specs(tx, done, known_specs)
-    if work.started:
-        _start(tx, work, held, done, now_us)
+    begun = _start(tx, work, held, done, now_us) if work.started else []
     if work.asked:
         _answer(tx, [row for row in work.asked if row[2] in held], done, now_us)
     if work.ended:
         _end(tx, [(node, report) for node, report in work.ended if node in held], done, now_us)
         # Tasks that ended counted against their limits until now.
         done.more = done.more or (any(capped) and bool(done.accepted))
+    # Jobs after all tasks, lanes after the jobs: a submit holds its job when it wants its lane.
+    if begun:
+        tx.run("start_jobs", job_ids=begun, now_us=now_us)
+    if empty:
+        _rest(tx, empty)
     return done
 
 
@@ -144,24 +149,28 @@ def _check_epochs(tx: Tx, work: Gathered, done: Turned) -> set[int]:
 
 
 def _dispatch(
-    tx: Tx, pool_id: int, planner: Planner, held: set[int], done: Turned, tenant_id: int, now_us: int
+    tx: Tx,
+    pool_id: int,
+    planner: Planner,
+    held: set[int],
+    done: Turned,
+    empty: list[int],
+    tenant_id: int,
+    now_us: int,
 ) -> bool:
-    """Assign what starts now.  True where limits decided about it."""
+    """Assign what starts now; lanes with nothing queued join `empty`.  True where limits decided about it."""
     lanes = [Lane(*row) for row in tx.rows("active_lanes", pool_id=pool_id, limit=MOST_LANES)]
     if not lanes:
         return False
     caps, locked_out = _lock_caps(tx, planner.caps_of(lanes), tenant_id)
     chosen = planner.choose([lane for lane in lanes if lane.id not in locked_out], caps)
     candidates: list[Candidate] = []
-    empty = []
     for lane_id, most in chosen:
         rows = tx.rows("queued_tasks_of_lane", lane_id=lane_id, limit=most)
         candidates += [Candidate._make((*row, lane_id)) for row in rows]
         if not rows:
             empty.append(lane_id)
-    if empty:
-        _rest(tx, empty)
-        done.more = True
+            done.more = True
     placements = [p for p in planner.place(candidates) if p.node_id in held] if candidates else []
     if placements:
         rows = tx.rows(
@@ -203,20 +212,20 @@ def _use(tx: Tx, scope: str, key: str, tenant_id: int) -> int:
 
 
 def _load_specs(tx: Tx, done: Turned, known: Set[int]) -> None:
-    missing = {placement.candidate.spec_id for placement, _ in done.assigned} - known
+    wanted = {placement.candidate.spec_id for placement, _ in done.assigned}
+    missing = {spec_id for spec_id in wanted if spec_id not in known}  # `known` may change meanwhile
     if missing:
         done.specs = dict(tx.rows("specs_by_id", spec_ids=sorted(missing)))
 
 
-def _start(tx: Tx, work: Gathered, held: set[int], done: Turned, now_us: int) -> None:
+def _start(tx: Tx, work: Gathered, held: set[int], done: Turned, now_us: int) -> list[int]:
+    """Note what has started.  Returns the jobs of it."""
     rows = [row for row in work.started if row[2] in held]
     if not rows:
-        return
+        return []
     started = [row[0] for row in tx.rows("start_tasks", batch=batch(rows), now_us=now_us)]
     done.task_ids += started
-    jobs = sorted({job_of(key) for key in started})
-    if jobs:
-        tx.run("start_jobs", job_ids=jobs, now_us=now_us)
+    return sorted({job_of(key) for key in started})
 
 
 def _answer(tx: Tx, rows: list[tuple[int, int, int, str]], done: Turned, now_us: int) -> None:
@@ -267,10 +276,11 @@ def _end(tx: Tx, reports: list[tuple[int, Ended]], done: Turned, now_us: int) ->
 def settle(tx: Tx, accepted: list[tuple[int, Ended, Any]], done: Turned, now_us: int) -> None:
     """Write attempts that ended, of tasks that are locked and on that node."""
     specs = _specs_of_failures(tx, accepted)
+    on_lost = _on_lost(tx, accepted)
     ends: list[End] = []
     requeued: list[tuple[Any, ...]] = []
     for node, report, task in accepted:
-        then = _decide(report, task, specs, now_us)
+        then = _decide(report, task, specs, on_lost.get(job_of(task.id)), now_us)
         done.accepted.append((node, report, then.state))
         if then.final or report.outcome != "given_back":
             ends.append(_end_of(node, report, task, then, now_us))
@@ -289,29 +299,34 @@ def settle(tx: Tx, accepted: list[tuple[int, Ended, Any]], done: Turned, now_us:
             )
     if requeued:
         tx.run("requeue_tasks", batch=batch(requeued), now_us=now_us)
-        ids = sorted(row[0] for row in requeued)
-        tx.run("wake_lanes_of_tasks", task_ids=ids)
-        done.task_ids += ids
+        done.task_ids += sorted(row[0] for row in requeued)
         done.more = True
     if ends:
         ended = record(tx, ends, now_us=now_us)
         done.task_ids += ended.task_ids
         done.jobs |= ended.jobs
         done.more = done.more or bool(ended.freed)
+    wake_lanes(tx, (row[0] for row in requeued))
 
 
 def _specs_of_failures(tx: Tx, accepted: list[tuple[int, Ended, Any]]) -> dict[int, TaskSpec]:
     ids = sorted({task.spec_id for _, report, task in accepted if report.outcome == "failed"})
     rows = tx.rows("specs_by_id", spec_ids=ids) if ids else []
-    return {spec_id: msgspec.json.decode(body, type=TaskSpec) for spec_id, body in rows}
+    return {spec_id: msgspec.json.decode(body, type=KnownSpec) for spec_id, body in rows}
 
 
-def _decide(report: Ended, task: Any, specs: dict[int, TaskSpec], now_us: int) -> Next:
+def _on_lost(tx: Tx, accepted: list[tuple[int, Ended, Any]]) -> dict[int, str]:
+    """What jobs say about lost nodes, of those that lost tasks."""
+    ids = sorted({job_of(task.id) for _, report, task in accepted if report.reason in LOST})
+    return dict(tx.rows("on_lost_of_jobs", job_ids=ids)) if ids else {}
+
+
+def _decide(report: Ended, task: Any, specs: dict[int, TaskSpec], on_lost: str | None, now_us: int) -> Next:
     if report.outcome == "succeeded":
         return Next(TaskState.SUCCEEDED, report.reason, report.message)
     spec = specs.get(task.spec_id, _NO_RETRY)
     before = Before(task.asked, task.retry_count, task.lost_count)
-    return after_end(report, before, spec, None, now_us=now_us)
+    return after_end(report, before, spec, on_lost, now_us=now_us)
 
 
 _NO_RETRY = TaskSpec()

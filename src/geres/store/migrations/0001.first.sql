@@ -219,6 +219,8 @@ CREATE UNIQUE INDEX task_own_id ON task (job_id, own_id)
     WHERE own_id IS NOT NULL AND state IN ('blocked', 'queued', 'held', 'assigned', 'running', 'suspended');
 -- latest_task_by_own_id
 CREATE INDEX task_own_id_ever ON task (own_id, id) WHERE own_id IS NOT NULL;
+-- lists, the newest first
+CREATE INDEX task_newest ON task (created_at, id);
 -- history, retention
 CREATE INDEX task_ended ON task (ended_at) WHERE ended_at IS NOT NULL;
 
