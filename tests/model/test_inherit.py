@@ -6,7 +6,7 @@ import msgspec
 
 from geres.model.inherit import inherit, task_of
 from geres.model.jobs import JobSpec
-from geres.model.tasks import Retry, TaskSpec
+from geres.model.tasks import KnownSpec, Retry, TaskSpec
 
 
 def test_a_task_takes_what_it_does_not_say_itself():
