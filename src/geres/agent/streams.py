@@ -260,17 +260,14 @@ class _Session:
         """Carry out what the client sends.  Input waits until the task has taken most of what came before."""
         sent = written
         async for data in socket:
-            frame = _unpack(data if isinstance(data, bytes) else data.encode())
-            kind = frame[0]
-            if kind == "i" and self._with_stdin:
-                self._node.link.send(("stdin", self._key, bytes(frame[1])))
-                sent += len(frame[1])
-                await self._until_given(sent - _STDIN_WINDOW_BYTES)
-            elif kind == "eof" and self._with_stdin:
-                self._node.link.send(("eof", self._key))
-            elif kind == "sig":
-                number = _signal_number(frame[1])
-                if number:
+            match _frame_of(data):
+                case ["i", bytes() as piece] if self._with_stdin:
+                    self._node.link.send(("stdin", self._key, piece))
+                    sent += len(piece)
+                    await self._until_given(sent - _STDIN_WINDOW_BYTES)
+                case ["eof"] if self._with_stdin:
+                    self._node.link.send(("eof", self._key))
+                case ["sig", str() as name] if number := _signal_number(name):
                     self._node.link.send(("signal", self._key, number))
         scope.cancel()
 
@@ -280,6 +277,14 @@ class _Session:
             event = node.stdin_bell(key)
             with anyio.move_on_after(1.0):
                 await event.wait()
+
+
+def _frame_of(data: bytes | str) -> Any:
+    """What a client sent; None where it makes no sense: one client must not end the agent."""
+    try:
+        return _unpack(data) if isinstance(data, bytes) else None
+    except msgspec.MsgspecError:
+        return None
 
 
 def _said_of(report: Ended | None) -> dict[str, Any]:

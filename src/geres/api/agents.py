@@ -10,7 +10,7 @@ import anyio
 import msgspec
 
 from geres.aio import Doorbell
-from geres.api.asgi import Receive, Send
+from geres.api.asgi import GONE, Receive, Send, closing
 from geres.errors import GeresError
 from geres.model.ids import is_name, is_node_name
 from geres.model.wire import PROTOCOL, Frame, Hello, decode, encode
@@ -138,8 +138,11 @@ def _problem(hello: Hello) -> str | None:
 
 async def _refuse(send: Send, why: str) -> None:
     log.warning("an agent was refused: %s", why)
-    await send({"type": "websocket.send", "bytes": encode(Frame(error=why))})
-    await send({"type": "websocket.close", "code": 1008, "reason": why[:120]})
+    try:
+        await send({"type": "websocket.send", "bytes": encode(Frame(error=why))})
+        await send(closing(1008, why))
+    except GONE:
+        pass
 
 
 async def _read(dispatcher: Dispatcher, desk: Desk, receive: Receive) -> None:
@@ -156,14 +159,16 @@ async def _read(dispatcher: Dispatcher, desk: Desk, receive: Receive) -> None:
 
 
 async def _write(outbox: _Outbox, send: Send, scope: anyio.CancelScope) -> None:
-    while True:
-        frames, outbox.frames = outbox.frames, []
-        for frame in frames:
+    try:
+        while outbox.closing is None:
+            frames, outbox.frames = outbox.frames, []
+            for frame in frames:
+                await send({"type": "websocket.send", "bytes": encode(frame)})
+            if not outbox.frames and outbox.closing is None:
+                await outbox.bell.wait(3600)
+        for frame in [*outbox.frames, Frame(error=outbox.closing)]:
             await send({"type": "websocket.send", "bytes": encode(frame)})
-        if outbox.closing is not None:
-            await send({"type": "websocket.send", "bytes": encode(Frame(error=outbox.closing))})
-            await send({"type": "websocket.close", "code": 1000, "reason": outbox.closing[:120]})
-            scope.cancel()
-            return
-        if not outbox.frames:
-            await outbox.bell.wait(3600)
+        await send(closing(1000, outbox.closing))
+    except GONE:
+        pass
+    scope.cancel()

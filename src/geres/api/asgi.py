@@ -14,6 +14,17 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _JSON = (b"content-type", b"application/json")
 
 
+#: What sending raises when the other side has hung up.
+GONE = (OSError, RuntimeError)
+_MOST_REASON_BYTES = 120
+
+
+def closing(code: int, why: str) -> Message:
+    """The message that closes a WebSocket; the protocol has little room for the reason."""
+    reason = why.encode()[:_MOST_REASON_BYTES].decode("utf-8", "ignore")
+    return {"type": "websocket.close", "code": code, "reason": reason}
+
+
 async def respond(
     send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
 ) -> None:

@@ -19,7 +19,7 @@ from geres.api.context import Context
 from geres.api.front import WebSocketRoute
 from geres.api.streams import Frame, Rendezvous, Socket, accept
 from geres.api.waiting import no_task_id
-from geres.errors import Denied, GeresError, StoreUnavailable
+from geres.errors import Denied, GeresError, Invalid, StoreUnavailable
 from geres.model.callers import Caller
 from geres.model.ids import parse_task
 from geres.model.states import TaskState
@@ -65,6 +65,8 @@ class _Attachment:
     async def _read_client(self, scope: anyio.CancelScope) -> None:
         """Pass on what the client sends; one frame waits here while no stream is open."""
         while (frame := await self._client.read()) is not None:
+            if not _is_input(frame):
+                continue
             while True:
                 agent = self._agent
                 if agent is not None and await agent.write(frame):
@@ -164,12 +166,29 @@ class _Attachment:
                 yield [kind, piece]
 
 
+def _is_input(frame: Frame) -> bool:
+    match frame:
+        case ["i", bytes()] | ["eof"] | ["sig", str()]:
+            return True
+    return False
+
+
+def _check(query: AttachQuery) -> None:
+    """Raise Invalid for places that no stream has."""
+    for field, place in (("out", query.out), ("err", query.err), ("in", query.in_ or 0)):
+        if not 0 <= place < 1 << 62:
+            raise Invalid(f"{field}: {place} is no place in a stream", field=field)
+    if query.from_ not in ("begin", "now"):
+        raise Invalid(f"from: {query.from_!r} is neither begin nor now", field="from")
+
+
 def route(meet: Rendezvous) -> WebSocketRoute:
     """The WebSocket route, with the place where it meets the agents."""
 
     async def attach(context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         key_text = scope["path"].removeprefix("/v1/tasks/").removesuffix("/attach")
         query = read_query(AttachQuery, scope["query_string"])
+        _check(query)
         key = parse_task(key_text)
         if key is None:
             raise no_task_id(key_text)

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from geres.api.asgi import App, Message, Receive, Scope, Send, respond
+from geres.api.asgi import App, Message, Receive, Scope, Send, closing, respond
 from geres.api.auth import Auth, check_may
 from geres.api.bodies import error_body
 from geres.api.context import Context
@@ -162,7 +162,7 @@ async def refuse_socket(scope: Scope, receive: Receive, send: Send, error: Geres
         await send({"type": "websocket.http.response.start", "status": error.http_status, "headers": headers})
         await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
     else:
-        await send({"type": "websocket.close", "code": 4000 + error.http_status, "reason": str(error)[:100]})
+        await send(closing(4000 + error.http_status, str(error)))
 
 
 def _bounded(receive: Receive, headers: dict[bytes, bytes], most: int) -> Receive:
