@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import getpass
+import logging
 import os
 import secrets
 import sqlite3
@@ -12,9 +13,11 @@ from typing import IO
 
 from geres.errors import Conflict, Invalid, StoreUnavailable
 from geres.mounts import network_file_system
-from geres.store import migrate, servers, sharing, tokens
+from geres.store import migrate, servers, sharing, tokens, unreadable
 from geres.store.database import Database, Tx, open_database
 from geres.store.sql import Dialect
+
+log = logging.getLogger("geres.server.opening")
 
 TENANT = "default"
 _SQLITE_HEADER = b"SQLite format 3\0"
@@ -58,6 +61,8 @@ def open_store(url: str, *, now_us: int) -> Opened:
 def _migrated(opened: Opened, now_us: int) -> Opened:
     try:
         opened.db.call(migrate.migrate, now_us=now_us)
+        for sentence in opened.db.call(unreadable.set_aside, now_us=now_us):
+            log.error("%s", sentence)
     except BaseException:
         opened.close()
         raise
