@@ -142,7 +142,7 @@ def report(task_id: str, end: Any, *, quiet: bool) -> int:
     """Say on stderr how a task ended that did not end by itself; its exit status."""
     status = exit_status(end)
     if not quiet and status != 0 and end.reason != Reason.EXIT:
-        cause = end.reason.value.replace("_", " ") if end.reason else ""
+        cause = end.reason.replace("_", " ") if end.reason else ""
         told = end.message or (f"signal {end.signal}" if end.signal else cause)
         say(f"geres: {task_id} {end.state.value}: {told}" if told else f"geres: {task_id} {end.state.value}")
     return status
