@@ -131,7 +131,7 @@ def test_u117_an_unreadable_record_of_an_ended_task_does_not_hide_the_others(mak
 
 def test_u118_errors_of_the_system_come_back_as_the_end_of_the_task(cluster, tmp_path):
     agent = cluster.pid("agent")
-    body = {"task": {"handler": "no_such_module:function"}}
+    body = {"task": {"handler": "no_such_module:function", "params": {"n": 1}}}
     handled = cluster.client().transport.post("/v1/tasks", dict, body)["task"]["id"]
     cluster.run("wait", handled)
     (tmp_path / "here").mkdir()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -66,7 +66,7 @@ class TaskSpec(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unk
     not_before: str | None = None  #: RFC 3339
     max_parallel_label: str | None = None  #: counts against the limit of this label
     handler: str | None = None  #: a task type instead of a command
-    params: msgspec.Raw | None = None  #: JSON for the handler
+    params: Any = None  #: JSON for the handler
 
 
 class KnownSpec(TaskSpec, frozen=True, kw_only=True, forbid_unknown_fields=False):

@@ -97,9 +97,10 @@ def task_fields(row: Row, last: Row | None) -> dict[str, Any]:
 
 def _own_argv(text: str) -> list[str] | str:
     try:
-        return _argv_decoder.decode(text)
+        words: list[str] | str = _argv_decoder.decode(text)
     except msgspec.MsgspecError:  # a list of tasks must not fail for one of them
         return ["(unreadable)"]
+    return words
 
 
 def what_runs(row: Mapping[str, Any], spec: TaskSpec) -> tuple[list[str] | None, str | None]:
