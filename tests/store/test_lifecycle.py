@@ -61,7 +61,7 @@ class TaskLifecycle(RuleBasedStateMachine):
 
     @rule(target=tasks, parent=tasks)
     def someone_submits_a_child(self, parent: str) -> str:
-        if self.world.state(parent) in (TaskState.FAILED, TaskState.CANCELLED):
+        if self.world.state(parent) in (TaskState.FAILED, TaskState.CANCELLED, TaskState.SKIPPED):
             return parent
         [task] = self.world.submit(after=[parent])
         return task

@@ -271,3 +271,77 @@ def test_what_was_waiting_for_a_time_is_run_again_at_once(world: World) -> None:
     rerun(world, task)
 
     assert world.state(task) is TaskState.QUEUED
+
+
+def test_a_child_that_is_run_again_waits_for_its_parent(world: World) -> None:
+    [parent] = world.submit()
+    [child] = world.submit(after=[parent])
+    world.db.call(task_actions.cancel, world.ann, [key(child)], now_us=world.now_us)
+
+    assert answers(rerun(world, child)) == [(child, "blocked")]
+    run(world, parent, outcome="failed")
+
+    assert world.state(child) is TaskState.SKIPPED
+    check(world)
+
+
+def test_a_pipeline_that_is_run_again_keeps_its_order(world: World) -> None:
+    [parent] = world.submit()
+    [child] = world.submit(after=[parent])
+    run(world, parent)
+    run(world, child)
+
+    assert answers(rerun(world, parent, child)) == [(parent, "queued"), (child, "blocked")]
+    run(world, parent)
+    run(world, child)
+
+    assert [world.state(task) for task in (parent, child)] == [TaskState.SUCCEEDED] * 2
+    check(world)
+
+
+def test_a_child_is_run_again_beside_a_parent_that_failed(world: World) -> None:
+    [parent] = world.submit()
+    [child] = world.submit(after=[parent])
+    run(world, parent, outcome="failed")
+
+    assert answers(rerun(world, child)) == [(child, "queued")]
+    run(world, child)
+
+    assert world.state(child) is TaskState.SUCCEEDED
+    check(world)
+
+
+def test_of_two_tasks_with_one_id_one_is_run_again(world: World) -> None:
+    first = world.submit(id="x")
+    run(world, *first)
+    second = world.submit(id="x")
+    run(world, *second)
+
+    assert answers(rerun(world, *first, *second)) == [(first[0], "queued"), (second[0], "name_taken")]
+
+
+def test_a_rerun_begins_the_time_limit_of_its_job_anew(world: World) -> None:
+    job = world.job(time_limit_seconds=10, on_all_complete="terminate")
+    [task] = world.submit(job=job)
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, started=[(key(task), 1)])
+    world.turn(node, 0, ended=[ended(task, 1, "failed")])
+
+    world.now_us += 60 * SECOND
+    rerun(world, task)
+
+    assert world.db.call(jobs.cancel_over_time, now_us=world.now_us) == []
+
+
+def test_a_signal_does_not_replace_the_wish_to_requeue(world: World) -> None:
+    [task] = world.submit()
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, started=[(key(task), 1)])
+    world.db.call(jobs.stop_piece, 1, requeue=True, now_us=world.now_us)
+
+    world.db.call(task_actions.send_signal, world.ann, [key(task)], name="USR1", now_us=world.now_us)
+    world.turn(node, 0, ended=[ended(task, 1, "cancelled")])
+
+    assert world.state(task) is TaskState.QUEUED

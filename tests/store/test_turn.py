@@ -6,7 +6,9 @@ import pytest
 
 from geres.errors import Invalid, JobFinished, NameTaken
 from geres.model.states import TaskState
-from geres.model.tasks import Retry
+from geres.model.tasks import Retry, TaskRow, TaskSpec
+from geres.store import ends, jobs, submit, task_actions
+from geres.store.database import Tx
 from tests.store.world import LEASE_US, SECOND, World, ended, key
 
 
@@ -279,3 +281,80 @@ def test_a_bad_row_stores_nothing(world: World) -> None:
     )
     assert (answer.count, [error.index for error in answer.errors]) == (1, [1])
     assert len(world.rows("SELECT * FROM task")) == 1
+
+
+def test_the_job_says_what_becomes_of_tasks_on_a_lost_node(world: World) -> None:
+    [task] = world.submit(job=world.job(on_lost="fail"))
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, started=[(key(task), 1)])
+
+    world.now_us += LEASE_US
+    world.lose()
+
+    assert world.state(task) is TaskState.FAILED
+    assert world.task(task)["reason"] == "node_lost"
+
+
+def test_a_job_of_short_tasks_has_a_time_limit_too(world: World) -> None:
+    job = world.job(time_limit_seconds=10)
+    tasks = world.submit(2, job=job)
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, ended=[ended(tasks[0], 1, started_us=world.now_us)])
+
+    world.now_us += 10 * SECOND
+
+    assert world.db.call(jobs.cancel_over_time, now_us=world.now_us) == [int(job)]
+
+
+def test_what_was_skipped_for_its_parent_lets_nothing_start_after_it(world: World) -> None:
+    [parent] = world.submit()
+    other = world.job()
+    [skipped] = world.submit(job=other, after=[parent])
+    late = world.submit(after=[other])
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, ended=[ended(parent, 1, "failed")])
+    world.db.call(ends.free_children_of_jobs, now_us=world.now_us)
+
+    assert [world.state(task) for task in (skipped, *late)] == [TaskState.SKIPPED] * 2
+    with pytest.raises(Invalid, match="without success"):
+        world.submit(after=[skipped])
+    with pytest.raises(Invalid, match="without success"):
+        world.submit(after=[other])
+
+
+def test_a_task_cannot_wait_for_its_own_job(world: World) -> None:
+    world.submit()
+
+    with pytest.raises(Invalid, match="the job itself"):
+        world.submit(after=["1"])
+
+
+def test_a_hold_that_comes_too_late_is_forgotten_with_the_start(world: World) -> None:
+    [task] = world.submit()
+    node = world.connect()
+    world.assign(node)
+    world.db.call(task_actions.hold, world.ann, [key(task)], now_us=world.now_us)
+
+    world.turn(node, 0, started=[(key(task), 1)])
+
+    assert world.task(task)["asked"] is None
+
+
+def test_a_turn_beside_a_submit_does_not_put_its_lane_to_rest(world: World) -> None:
+    if world.db.dialect == "sqlite":
+        pytest.skip("it has one writer at a time")
+    world.submit()
+    node = world.connect()
+    world.assign(node)
+
+    def submit_slowly(tx: Tx) -> None:
+        spec = TaskSpec(command=["true"])
+        submit.create_tasks(tx, world.ann, None, spec, [TaskRow()], now_us=world.now_us)
+        assert world.assign(node) == []  # it sees an empty lane
+
+    world.db.call(submit_slowly)
+
+    assert world.assign(node) == [("1.2", 1)]

@@ -94,7 +94,7 @@ def record(tx: Tx, ends: Sequence[End], *, now_us: int) -> Ended:
     """Write how tasks and attempts ended.  The caller has locked the tasks and they have not ended yet.
 
     Final ones get the next finish numbers of their jobs, in the order given; their dependents are freed, or
-    skipped where they need success.  Job rows are locked last.
+    skipped where they need success.  Job rows are locked last, but for the lanes of what was freed.
     """
     all_ends = list(ends)
     freed = _free_dependents(tx, all_ends, now_us=now_us)
@@ -116,7 +116,15 @@ def record(tx: Tx, ends: Sequence[End], *, now_us: int) -> Ended:
     final_ids = [end.task_id for end in all_ends if end.final]
     if final_ids:
         tx.run("end_tasks", batch=batch(_task_row(e) for e in all_ends if e.final), now_us=now_us)
-    return Ended(final_ids, jobs, ended_jobs, freed)
+    wake_lanes(tx, freed)
+    return Ended(final_ids, jobs, ended_jobs, len(freed))
+
+
+def wake_lanes(tx: Tx, task_ids: Iterable[int]) -> None:
+    """Set the hint of the lanes in which these tasks are queued now.  After the locks on jobs, as a submit
+    takes them."""
+    if ids := sorted(task_ids):
+        tx.run("wake_lanes_of_tasks", task_ids=ids)
 
 
 def _count(tx: Tx, job_id: int, ends: list[End], now_us: int) -> tuple[int, bool]:
@@ -124,7 +132,9 @@ def _count(tx: Tx, job_id: int, ends: list[End], now_us: int) -> tuple[int, bool
     counts = dict.fromkeys(_COUNTED, 0)
     for end in ends:
         counts[end.state] += 1
-    row = tx.one("count_ends", job_id=job_id, n=len(ends), **counts)
+    # A start that was reported together with its end is not written as such.
+    started_at = now_us if any(end.started_at is not None for end in ends) else None
+    row = tx.one("count_ends", job_id=job_id, n=len(ends), started_at=started_at, **counts)
     if row is None:
         raise ValueError(f"job {job_id} of task {show_task(ends[0].task_id)} does not exist")
     last = int(row["before"]) + len(ends)
@@ -203,13 +213,13 @@ def _task_row(end: End) -> tuple[Any, ...]:
     )
 
 
-def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> int:
-    """Free the children of what ends; those skipped join `ends`.  Returns how many are queued now."""
-    freed = 0
+def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> list[int]:
+    """Free the children of what ends; those skipped join `ends`.  Returns those that are queued now."""
+    freed: list[int] = []
     ending = {end.task_id for end in ends if end.final}
     news = [end for end in ends if end.final and end.is_parent]
     while news:
-        failed = {end.task_id: end for end in news if not _counts_as_success(end)}
+        failed = {end.task_id: end for end in news if not counts_as_success(end.state, end.reason)}
         found = tx.rows("done_dependencies_on_tasks", task_ids=[end.task_id for end in news])
         links = [link for link in found if link[0] not in ending]  # a child may end with its parent
         skip = {
@@ -227,10 +237,9 @@ def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> int:
     return freed
 
 
-def _counts_as_success(end: End) -> bool:
-    return end.state == TaskState.SUCCEEDED or (
-        end.state == TaskState.SKIPPED and end.reason == Reason.UP_TO_DATE
-    )
+def counts_as_success(state: str, reason: str | None) -> bool:
+    """Whether what waits for a task that ended like this may start."""
+    return state == TaskState.SUCCEEDED or (state == TaskState.SKIPPED and reason == Reason.UP_TO_DATE)
 
 
 def _skip(row: dict[str, Any], why: str, now_us: int) -> End:
@@ -248,16 +257,16 @@ def _skip(row: dict[str, Any], why: str, now_us: int) -> End:
 
 def free(
     tx: Tx, child_ids: Iterable[int], to_skip: Iterable[int], *, now_us: int
-) -> tuple[list[dict[str, Any]], int]:
+) -> tuple[list[dict[str, Any]], list[int]]:
     """Count one parent less for each child named; those in `to_skip` are returned, to be skipped.
 
-    Returns (rows to skip, how many children are queued now).
+    Returns (rows to skip, children that are queued now): the caller wakes their lanes.
     """
     less: dict[int, int] = defaultdict(int)
     for child in child_ids:
         less[child] += 1
     if not less:
-        return [], 0
+        return [], []
     skipping = set(to_skip)
     rows = [
         row for row in tx.all("lock_children", task_ids=sorted(less)) if not TaskState(row["state"]).final
@@ -267,15 +276,13 @@ def free(
     if freeing:
         changed = tx.rows("free_children", batch=batch(freeing), now_us=now_us)
         queued = [key for key, state in changed if state == TaskState.QUEUED]
-        if queued:
-            tx.run("wake_lanes_of_tasks", task_ids=sorted(queued))
-    return [row for row in rows if row["id"] in skipping], len(queued)
+    return [row for row in rows if row["id"] in skipping], queued
 
 
 def free_children_of_jobs(tx: Tx, *, now_us: int, limit: int = 100) -> Ended:
     """Free, or skip, the tasks that wait for jobs all of whose tasks have ended."""
     ends: list[End] = []
-    freed = 0
+    freed: list[int] = []
     for (job_id,) in tx.rows("jobs_with_done_children", limit=limit):
         bad = tx.value("outcome_of_job", job_id=job_id)
         links = tx.rows("done_dependencies_on_job", job_id=job_id)
@@ -284,4 +291,5 @@ def free_children_of_jobs(tx: Tx, *, now_us: int, limit: int = 100) -> Ended:
         freed += more
         ends += [_skip(row, f"job {job_id} has tasks that failed", now_us) for row in skipped]
     done = record(tx, ends, now_us=now_us)
-    return done._replace(freed=done.freed + freed)
+    wake_lanes(tx, freed)
+    return done._replace(freed=done.freed + len(freed))

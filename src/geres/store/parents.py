@@ -10,6 +10,7 @@ from geres.model.callers import Caller
 from geres.model.ids import parse_task, show_task
 from geres.model.states import TaskState
 from geres.store.database import Tx
+from geres.store.ends import counts_as_success
 from geres.store.finding import find_job
 
 
@@ -23,15 +24,15 @@ class Parents:
     failed: str | None = None  #: the id of one that did not succeed
 
 
-def lock_parents(tx: Tx, caller: Caller, after: Sequence[str]) -> Parents:
-    """Lock what the new tasks wait for, so that none of it ends unseen.  Raises NotFound, Invalid."""
+def lock_parents(tx: Tx, caller: Caller, after: Sequence[str], job_id: int) -> Parents:
+    """Lock what the new tasks of a job wait for, so that none ends unseen.  Raises NotFound, Invalid."""
     parents = Parents()
     if not after:
         return parents
     task_ids = sorted({key for ref in after if (key := parse_task(ref)) is not None})
     job_refs = [ref for ref in after if parse_task(ref) is None]
     _lock_tasks(tx, caller, task_ids, parents)
-    _lock_jobs(tx, caller, job_refs, parents)
+    _lock_jobs(tx, caller, job_refs, parents, job_id)
     if parents.failed:
         raise Invalid(
             f"after: {parents.failed} has ended without success, so this would never start; rerun it first",
@@ -43,30 +44,35 @@ def lock_parents(tx: Tx, caller: Caller, after: Sequence[str]) -> Parents:
 
 def _lock_tasks(tx: Tx, caller: Caller, task_ids: list[int], parents: Parents) -> None:
     rows = tx.rows("lock_parent_tasks", task_ids=task_ids) if task_ids else []
-    known = {row[0]: row[2] for row in rows if row[1] == caller.tenant_id}
+    known = {row[0]: (row[2], row[3]) for row in rows if row[1] == caller.tenant_id}
     for key in task_ids:
         if key not in known:
             raise NotFound(f"after: there is no task {show_task(key)}", id=show_task(key))
-        state = TaskState(known[key])
+        state, reason = TaskState(known[key][0]), known[key][1]
         if not state.final:
             parents.tasks.append(key)
             parents.open += 1
-        elif state in (TaskState.FAILED, TaskState.CANCELLED):
+        elif not counts_as_success(state, reason):
             parents.failed = show_task(key)
     if parents.tasks:
         tx.run("mark_parent_tasks", task_ids=parents.tasks)
 
 
-def _lock_jobs(tx: Tx, caller: Caller, refs: list[str], parents: Parents) -> None:
-    ids = sorted({find_job(tx, caller, ref, now_us=0) for ref in refs})
-    for row in tx.all("lock_parent_jobs", job_ids=ids) if ids else []:
+def _lock_jobs(tx: Tx, caller: Caller, refs: list[str], parents: Parents, job_id: int) -> None:
+    ids = {find_job(tx, caller, ref, now_us=0) for ref in refs}
+    if job_id in ids:
+        raise Invalid(f"after: a task of job {job_id} cannot wait for the job itself", field="after")
+    # With the job that the new tasks join, which is locked next: in one order for everybody.
+    for row in tx.all("lock_parent_jobs", job_ids=sorted({*ids, job_id})) if ids else []:
+        if row["id"] == job_id:
+            continue
         if row["tenant_id"] != caller.tenant_id:
             raise NotFound(f"after: there is no job {row['id']}", id=str(row["id"]))
         ended = row["succeeded"] + row["failed"] + row["cancelled"] + row["skipped"]
         if row["task_count"] + row["not_yet"] > ended:
             parents.jobs.append(row["id"])
             parents.open += 1
-        elif row["failed"] + row["cancelled"]:
+        elif tx.value("outcome_of_job", job_id=row["id"]):
             parents.failed = str(row["id"])
     if parents.jobs:
         tx.run("mark_parent_jobs", job_ids=parents.jobs)

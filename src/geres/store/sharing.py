@@ -67,14 +67,20 @@ def share(
     state = _first_state(spec, not_before, waits, now_us)
     pool_id = pool_of(tx, caller.tenant_id, spec.pool, now_us=now_us)
     cap = demands.label_cap(spec)
-    if cap:
+    if cap and tx.value("most_of_cap", tenant_id=caller.tenant_id, scope="label", key=cap[0]) != cap[1]:
         set_cap(tx, caller.tenant_id, "label", cap[0], cap[1])
     lane_id = lane_of(tx, caller.tenant_id, caller.subject, job_id, pool_id, demands.demand_of(spec))
     if state is TaskState.QUEUED:
-        tx.run("activate_lane", lane_id=lane_id, priority=priority)
+        activate(tx, lane_id, priority)
     return Shared(
         spec_id_of(tx, job_id, shared_part(spec, keep_command)), lane_id, priority, state, not_before
     )
+
+
+def activate(tx: Tx, lane_id: int, priority: int) -> None:
+    """Set the hint that the lane has queued tasks, the first of this priority or a higher one."""
+    tx.rows("lock_lane", lane_id=lane_id)
+    tx.run("activate_lane", lane_id=lane_id, priority=priority)
 
 
 def _first_state(spec: TaskSpec, not_before: int | None, waits: bool, now_us: int) -> TaskState:

@@ -97,7 +97,7 @@ def create_tasks(
     check_spec(defaults, needs_command=False, field="defaults.")
     good, errors = _check_rows(rows, defaults, atomic)
     job_id = find_job(tx, caller, job_ref, now_us=now_us)
-    parents = lock_parents(tx, caller, after)
+    parents = lock_parents(tx, caller, after, job_id)
     taken = tx.one("take_numbers", job_id=job_id, n=len(good))
     if taken is None or _wrong_tenant(tx, caller, job_id):
         raise _takes_no_more(tx, caller, job_id, job_ref)

@@ -163,41 +163,66 @@ def rerun(
 ) -> Done:
     """Queue tasks again that have ended: the same task, its next attempt, fresh retry counts.
 
-    Their jobs are open again, and tasks that were skipped for them wait again.  Earlier results stay.
+    Those with parents that have not ended wait for them.  Their jobs are open again, and tasks that were
+    skipped for them wait again.  Earlier results stay.
     """
     done = Done()
     rows = []
+    own_ids: set[tuple[int, str]] = set()
+    tx.rows("lock_parents_of", task_ids=sorted(set(keys)))  # so that none of them ends unseen
     for row in lock(tx, caller, keys, done, ended=True):
         try:
-            _check_own_id(tx, row)
+            _check_own_id(tx, row, own_ids)
             rows.append(row)
         except GeresError as error:
             refuse(done, row["id"], error)
     if not rows:
         return in_order(done, keys)
     ids = [row["id"] for row in rows]
-    blocked = _skipped_for(tx, ids)
+    blocked = _with_free_ids(tx, _skipped_for(tx, ids), own_ids)
     _reopen_jobs(tx, rows + blocked, now_us)
     tx.run("rerun_tasks", task_ids=ids, now_us=now_us)
     if blocked:
         tx.run("block_again", task_ids=[row["id"] for row in blocked], now_us=now_us)
     _wait_again(tx, [row["id"] for row in blocked])
+    tx.run("wait_for_open_parents", task_ids=ids)
+    tx.run("count_parents", task_ids=ids)
+    tx.run("block_with_parents", task_ids=ids)
     if changes is not None:
         quiet = Done()
         _write(tx, tx.all("lock_tasks", task_ids=ids), changes, quiet, now_us)
     tx.run("wake_lanes_of_tasks", task_ids=ids)
-    done.items += [Acted(id=show_task(key), state=TaskState.QUEUED) for key in ids]
+    states = tx.rows("states_of_tasks", task_ids=ids)
+    done.items += [Acted(id=show_task(key), state=TaskState(state)) for key, state in states]
     done.task_ids += ids + [row["id"] for row in blocked]
     done.queued = True
     return in_order(done, keys)
 
 
-def _check_own_id(tx: Tx, row: Row) -> None:
+def _check_own_id(tx: Tx, row: Row, claimed: set[tuple[int, str]]) -> None:
+    """Claim the task's own id.  Raises NameTaken where an open task has it, or one that comes back too."""
     if row["own_id"] is None:
         return
     taken = tx.value("living_task_of_own_id", job_id=row["job_id"], own_id=row["own_id"])
     if taken is not None:
         raise NameTaken(f"its id {row['own_id']!r} is taken by {show_task(taken)}, which has not ended")
+    if (row["job_id"], row["own_id"]) in claimed:
+        raise NameTaken(
+            f"its id {row['own_id']!r} is that of another task that is run again; take one of them"
+        )
+    claimed.add((row["job_id"], row["own_id"]))
+
+
+def _with_free_ids(tx: Tx, rows: list[Row], claimed: set[tuple[int, str]]) -> list[Row]:
+    """Those whose own ids are free; the others stay skipped."""
+    free = []
+    for row in rows:
+        try:
+            _check_own_id(tx, row, claimed)
+        except NameTaken:
+            continue
+        free.append(row)
+    return free
 
 
 def _skipped_for(tx: Tx, keys: list[int]) -> list[Row]:

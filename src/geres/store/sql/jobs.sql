@@ -108,10 +108,10 @@ SELECT id, tenant_id FROM job
 -- name: raise_lanes_of_job
 UPDATE lane SET priority = :priority WHERE job_id = :job_id AND active = 1 AND priority < :priority
 
--- name: lock_job_to_cancel
+-- name: job_to_cancel
+-- Not locked: its tasks are locked first, as turns do.
 SELECT id, tenant_id, reason FROM job
  WHERE id = :job_id AND state = 'closing' AND reason LIKE 'job_cancelled%'
-/* for update */
 
 -- name: tasks_to_cancel
 -- Those that wait, and those on a node that have not been asked yet.

@@ -53,9 +53,12 @@ UPDATE node SET epoch = epoch + 1, server_id = NULL, lease_until = NULL WHERE id
 
 -- name: nodes_lost_with_attempts
 -- Also nodes that said good-bye and still have attempts when their lease would have ended.
-SELECT DISTINCT node.id FROM node JOIN task ON task.node_id = node.id
- WHERE node.state = 'lost' OR (node.state = 'offline' AND node.heartbeat_at <= :before_us)
- ORDER BY node.id LIMIT :limit
+-- Locked: one that says hello at this moment keeps what it has.
+SELECT id FROM node
+ WHERE (state = 'lost' OR (state = 'offline' AND heartbeat_at <= :before_us))
+   AND EXISTS (SELECT 1 FROM task WHERE task.node_id = node.id)
+ ORDER BY id LIMIT :limit
+/* skip locked */
 
 -- name: attempts_to_take_back
 SELECT id, attempt, node_id, state, asked, lane_id, spec_id, retry_count, requeue_count, lost_count, round,

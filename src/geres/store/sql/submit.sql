@@ -69,6 +69,11 @@ VALUES (:tenant_id, :pool_id, :job_id, :subject, :class_id)
 ON CONFLICT (job_id, submitted_by, pool_id, class_id) DO UPDATE SET class_id = excluded.class_id
 RETURNING id
 
+-- name: lock_lane
+-- Held to the end: a turn that finds the lane empty must not clear the hint before what is added can be seen.
+SELECT id FROM lane WHERE id = :lane_id
+/* for update */
+
 -- name: activate_lane
 UPDATE lane
    SET priority = CASE WHEN active = 1 AND priority > :priority THEN priority ELSE :priority END, active = 1
@@ -94,6 +99,9 @@ SELECT value->>0, value->>1, value->>2, value->>3, :job_id, :tenant_id, :submitt
 SELECT id FROM task
  WHERE job_id = :job_id AND own_id = :own_id
    AND state IN ('blocked', 'queued', 'held', 'assigned', 'running', 'suspended')
+
+-- name: most_of_cap
+SELECT most FROM "limit" WHERE tenant_id = :tenant_id AND scope = :scope AND key = :key
 
 -- name: set_cap
 INSERT INTO "limit" (tenant_id, scope, key, most) VALUES (:tenant_id, :scope, :key, :most)
@@ -167,7 +175,7 @@ SELECT body_hash, answer FROM idempotency WHERE tenant_id = :tenant_id AND subje
 UPDATE idempotency SET answer = :answer WHERE tenant_id = :tenant_id AND subject = :subject AND key = :key
 
 -- name: lock_parent_tasks
-SELECT id, tenant_id, state FROM task WHERE id IN ids(:task_ids) ORDER BY id
+SELECT id, tenant_id, state, reason FROM task WHERE id IN ids(:task_ids) ORDER BY id
 /* for update */
 
 -- name: mark_parent_tasks

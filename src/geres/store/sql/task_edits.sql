@@ -34,17 +34,19 @@ UPDATE task
  WHERE id IN ids(:task_ids) AND state = 'skipped'
 
 -- name: skipped_children
-SELECT t.id, t.job_id, t.state FROM task t
+SELECT t.id, t.job_id, t.state, t.own_id FROM task t
  WHERE t.id IN (SELECT child_id FROM dependency WHERE parent_task_id IN ids(:task_ids))
    AND t.state = 'skipped' AND t.reason = 'parent_failed'
  ORDER BY t.id
+/* for update */
 
 -- name: skipped_children_of_jobs
-SELECT t.id, t.job_id, t.state FROM task t
+SELECT t.id, t.job_id, t.state, t.own_id FROM task t
  WHERE t.id IN (SELECT child_id FROM dependency
                  WHERE parent_job_id IN (SELECT job_id FROM task WHERE id IN ids(:task_ids)))
    AND t.state = 'skipped' AND t.reason = 'parent_failed'
  ORDER BY t.id
+/* for update */
 
 -- name: bad_parents_of
 SELECT d.child_id, d.parent_task_id FROM dependency d JOIN task p ON p.id = d.parent_task_id
@@ -64,6 +66,27 @@ UPDATE task
    SET waits_on = (SELECT count(*) FROM dependency WHERE dependency.child_id = task.id AND dependency.done = 0)
  WHERE id IN ids(:task_ids)
 
+-- name: lock_parents_of
+SELECT id FROM task
+ WHERE id IN (SELECT parent_task_id FROM dependency WHERE child_id IN ids(:task_ids))
+ ORDER BY id
+/* for update */
+
+-- name: wait_for_open_parents
+-- Of tasks that were asked for again: parents that are open count anew, those that have ended do not.
+UPDATE dependency
+   SET done = CASE WHEN EXISTS (SELECT 1 FROM task
+                                 WHERE task.id = dependency.parent_task_id AND task.ended_at IS NULL)
+                     OR EXISTS (SELECT 1 FROM job
+                                 WHERE job.id = dependency.parent_job_id
+                                   AND job.task_count + job.array_total - job.array_done
+                                       > job.succeeded + job.failed + job.cancelled + job.skipped)
+                   THEN 0 ELSE 1 END
+ WHERE child_id IN ids(:task_ids)
+
+-- name: block_with_parents
+UPDATE task SET state = 'blocked' WHERE id IN ids(:task_ids) AND state = 'queued' AND waits_on > 0
+
 -- name: uncount_ends
 UPDATE job
    SET succeeded = succeeded - :succeeded, failed = failed - :failed, cancelled = cancelled - :cancelled,
@@ -74,5 +97,5 @@ RETURNING state, tenant_id, submitted_by, name, named
 -- name: reopen_job
 UPDATE job
    SET state = 'active', reason = NULL, outcome = NULL, previous_state = state, previous_since = state_since,
-       state_since = :now_us, ended_at = NULL, named = :named
+       state_since = :now_us, started_at = NULL, ended_at = NULL, named = :named
  WHERE id = :job_id AND state IN ('completed', 'cancelled')

@@ -90,10 +90,11 @@ SELECT id, tenant_id, submitted_by, job_id, state, attempt, round, node_id, aske
 /* for update */
 
 -- name: ask_tasks
--- Ask the nodes of these tasks; the latest wish counts, but a cancel stays one.
+-- Ask the nodes of these tasks; the latest wish counts, but a cancel stays one, and a signal replaces no end.
 UPDATE task
    SET asked = :asked, asked_at = :now_us, message = COALESCE(CAST(:message AS TEXT), message)
  WHERE id IN ids(:task_ids) AND node_id IS NOT NULL AND (asked IS NULL OR asked <> 'cancel')
+   AND (asked IS NULL OR asked <> 'requeue' OR CAST(:asked AS TEXT) NOT LIKE 'signal:%')
 
 -- name: hold_tasks
 UPDATE task

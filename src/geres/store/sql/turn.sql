@@ -64,7 +64,8 @@ RETURNING task.id, task.attempt
 -- name: start_tasks
 UPDATE task
    SET state = 'running', previous_state = 'assigned', previous_since = task.state_since, state_since = :now_us,
-       started_at = CAST(batch.value->>3 AS BIGINT)
+       started_at = CAST(batch.value->>3 AS BIGINT),
+       asked = CASE WHEN task.asked = 'hold' THEN NULL ELSE task.asked END
   FROM json_each(:batch) AS batch
  WHERE task.id = CAST(batch.value->>0 AS BIGINT) AND task.attempt = CAST(batch.value->>1 AS BIGINT)
    AND task.node_id = CAST(batch.value->>2 AS BIGINT) AND task.state = 'assigned'
@@ -77,7 +78,8 @@ UPDATE job SET started_at = :now_us WHERE id IN ids(:job_ids) AND started_at IS 
 -- A node has carried out suspend or resume.
 UPDATE task
    SET state = CAST(batch.value->>3 AS TEXT), previous_state = task.state, previous_since = task.state_since,
-       state_since = :now_us, asked = NULL, asked_at = NULL
+       state_since = :now_us,
+       asked = CASE WHEN task.asked IN ('suspend', 'resume') THEN NULL ELSE task.asked END
   FROM json_each(:batch) AS batch
  WHERE task.id = CAST(batch.value->>0 AS BIGINT) AND task.attempt = CAST(batch.value->>1 AS BIGINT)
    AND task.node_id = CAST(batch.value->>2 AS BIGINT) AND task.state IN ('running', 'suspended')
@@ -96,6 +98,9 @@ SELECT id, attempt, node_id, state, asked, lane_id, spec_id, retry_count, requeu
        is_parent, assigned_at, started_at, message
   FROM task WHERE id IN ids(:task_ids) ORDER BY id
 /* for update */
+
+-- name: on_lost_of_jobs
+SELECT id, on_lost FROM job WHERE id IN ids(:job_ids) AND on_lost IS NOT NULL
 
 -- name: specs_by_id
 SELECT id, body FROM spec WHERE id IN ids(:spec_ids)
@@ -124,7 +129,8 @@ UPDATE lane
 -- The job's row is locked from here to the commit, so that finish numbers have no gaps.
 UPDATE job
    SET finish_seq = finish_seq + :n, succeeded = succeeded + :succeeded, failed = failed + :failed,
-       cancelled = cancelled + :cancelled, skipped = skipped + :skipped
+       cancelled = cancelled + :cancelled, skipped = skipped + :skipped,
+       started_at = COALESCE(started_at, CAST(:started_at AS BIGINT))
  WHERE id = :job_id
 RETURNING finish_seq - :n AS before, state, reason, on_all_complete, is_parent,
           task_count + array_total - array_done - succeeded - failed - cancelled - skipped AS open,
@@ -203,7 +209,14 @@ SELECT DISTINCT job.id FROM job JOIN dependency ON dependency.parent_job_id = jo
  ORDER BY job.id LIMIT :limit
 
 -- name: outcome_of_job
-SELECT failed + cancelled AS bad FROM job WHERE id = :job_id
+-- How many of its tasks did not succeed; of those that were skipped for a parent one is enough.
+SELECT job.failed + job.cancelled
+       + CASE WHEN job.skipped > 0 AND EXISTS
+                   (SELECT 1 FROM task
+                     WHERE task.id >= :job_id * 4294967296 AND task.id < (:job_id + 1) * 4294967296
+                       AND task.state = 'skipped' AND task.reason = 'parent_failed')
+              THEN 1 ELSE 0 END AS bad
+  FROM job WHERE job.id = :job_id
 
 -- name: quarantine
 INSERT INTO quarantine (at, kind, key, body, error) VALUES (:now_us, :kind, :key, :body, :error)
