@@ -111,6 +111,7 @@ class Hello(Struct):
     running: list[AttemptKey] = []  #: those of them that have started and not ended
     pool: str = "default"
     slots: int = 0  #: most tasks at once; 0: by cpus alone
+    gpu_ids: list[tuple[int, int, list[int]]] = []  #: (task, attempt, gpus) of the attempts that have some
 
 
 class Welcome(Struct):

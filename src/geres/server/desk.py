@@ -54,8 +54,16 @@ class Desk:
     gone: bool = False
     leaving: bool = False
 
-    def add(self, key: AttemptKey, lane_id: int, demand: Demand, *, ahead: bool) -> Held:
-        """Count an attempt.  Returns its entry, with the gpus that it got."""
+    def add(
+        self,
+        key: AttemptKey,
+        lane_id: int,
+        demand: Demand,
+        *,
+        ahead: bool,
+        gpu_ids: list[int] | None = None,
+    ) -> Held:
+        """Count an attempt.  Returns its entry, with the gpus that it got, or has already (`gpu_ids`)."""
         lane = self.lanes.get(lane_id)
         if lane is None:
             lane = self.lanes[lane_id] = LaneHere(demand)
@@ -65,7 +73,9 @@ class Desk:
         else:
             lane.in_room += 1
             self.room.take(demand)
-        if demand.gpus:
+        if gpu_ids is not None:
+            held.gpu_ids = gpu_ids
+        elif demand.gpus:
             held.gpu_ids = self.free_gpus[: demand.gpus]
             del self.free_gpus[: demand.gpus]
         return held

@@ -8,23 +8,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-import msgspec
-
 from geres.aio import Doorbell
 from geres.errors import StoreUnavailable
 from geres.model import demand as demands
 from geres.model.demand import Demand
 from geres.model.ids import job_of
 from geres.model.states import NodeState
-from geres.model.tasks import KnownSpec, WhyNode
+from geres.model.tasks import WhyNode
 from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Heartbeat, Hello, Spec, Stream, Welcome
 from geres.scheduling import credit
-from geres.scheduling.rooms import empty_room, why_not
-from geres.server import logs
+from geres.scheduling.rooms import empty_room
+from geres.server import explaining, logs
 from geres.server.desk import Desk
 from geres.server.frames import argv_of, ask_action, ask_signal, facts_of
+from geres.server.known import Known
 from geres.server.planner import TurnPlanner
-from geres.store import dispatching, nodes
+from geres.store import dispatching, nodes, servers
 from geres.store.database import Database, Order
 from geres.store.turn import Gathered, Placement, Turned, turn
 
@@ -32,7 +31,7 @@ log = logging.getLogger("geres.dispatcher")
 
 _POLL_SECONDS = 1.0
 _MOST_REPORTS = 4000  #: taken into one turn; the rest waits for the next
-_KNOWN_SPECS = 20_000
+_MOST_MEANS = 20_000  #: lanes whose mean run time is kept
 _QUIET_SECONDS = 2.0  #: without traffic before a checksum is compared
 
 
@@ -69,14 +68,15 @@ class Dispatcher:
         self._ended: list[tuple[int, Ended]] = []
         self._reported: dict[tuple[int, AttemptKey], None] = {}
         self._means: OrderedDict[int, float] = OrderedDict()
-        self._specs: OrderedDict[int, KnownSpec] = OrderedDict()
-        self._jobs: OrderedDict[int, dispatching.JobFacts] = OrderedDict()
+        self._known = Known(db)
         self.planner = TurnPlanner(
             self.desks, self._means, reserve_after_seconds=reserve_after_seconds, placing=placing, fair=fair
         )
         self._ask_bell = Doorbell()
         self._due = True  #: something may have become startable since the last turn
         self._looked_at = 0.0
+        self._unsure = False  #: a turn may have assigned what no node was told
+        self._losses_at_us = clock()
 
     # connections
 
@@ -101,7 +101,9 @@ class Dispatcher:
         desk = Desk(
             answer.node_id, hello.node, answer.pool_id, answer.epoch, room, send, close, hello.account
         )
-        desk.free_gpus = list(range(hello.gpus))
+        has_gpus = {(task, attempt): ids for task, attempt, ids in hello.gpu_ids}
+        taken = {number for ids in has_gpus.values() for number in ids}
+        desk.free_gpus = [number for number in range(hello.gpus) if number not in taken]
         desk.heartbeat_at = time.monotonic()
         running = set(hello.running)
         resend_keys = {(held.id, held.attempt) for held in answer.resend}
@@ -110,23 +112,32 @@ class Dispatcher:
             waits = key not in running and key not in resend_keys
             demand = demands.from_text(held.demand)
             lane = desk.lanes.get(held.lane_id)
-            desk.add(key, held.lane_id, demand, ahead=waits and lane is not None and lane.in_room > 0)
+            ahead = waits and lane is not None and lane.in_room > 0
+            desk.add(key, held.lane_id, demand, ahead=ahead, gpu_ids=has_gpus.get(key))
         frame = Frame(
             welcome=Welcome(
                 answer.epoch, answer.node_id, self._lease_seconds, self._lease_seconds / 3, self._version
             ),
             kill=answer.kill,
         )
-        self._remember_specs(answer.specs)
-        await self._load_jobs({job_of(held.id) for held in answer.resend})
+        resent = {held.spec_id: answer.specs[held.spec_id] for held in answer.resend}
+        await self._known.load({job_of(held.id) for held in answer.resend}, resent.keys(), resent)
         for held in answer.resend:
             self._add_spec(desk, frame, held.spec_id, job_of(held.id))
-            frame.assign.append(
-                self._assign(held.id, held.attempt, held.spec_id, held.lane_id, held.argv, held.item, held)
+            assign = self._assign(
+                held.id, held.attempt, held.spec_id, held.lane_id, held.argv, held.item, held
             )
+            assign.gpu_ids = desk.held[held.id, held.attempt].gpu_ids
+            assign.submitted_by = held.submitted_by
+            frame.assign.append(assign)
         for held in answer.held:
             if held.asked is not None:
-                frame.ask.append(Ask(held.id, held.attempt, ask_action(held.asked), why=held.message or ""))
+                action, number = ask_action(held.asked), ask_signal(held.asked)
+                frame.ask.append(Ask(held.id, held.attempt, action, number, held.message or ""))
+        newer = self.desks.get(desk.node_id)
+        if newer is not None and newer.epoch > desk.epoch:
+            self.disconnect(desk, "the node has connected again")
+            return desk
         send(frame)
         self.desks[desk.node_id] = desk
         self._after(answer.turned, now_us)
@@ -179,7 +190,7 @@ class Dispatcher:
 
     def _learn(self, lane_id: int, seconds: float) -> None:
         self._means[lane_id] = credit.mean(self._means.get(lane_id), seconds)
-        if len(self._means) > _KNOWN_SPECS:
+        if len(self._means) > _MOST_MEANS:
             self._means.popitem(last=False)
 
     def _receive_heartbeat(self, desk: Desk, beat: Heartbeat) -> None:
@@ -206,12 +217,6 @@ class Dispatcher:
         """Something was asked of tasks on nodes; tell them."""
         self._ask_bell.ring()
 
-    def kill(self, attempts: Iterable[tuple[int, int, int]]) -> None:
-        """End attempts, as (node, task, attempt), that the store has given up; their ends free the room."""
-        for node_id, task, attempt in attempts:
-            if desk := self.desks.get(node_id):
-                desk.send(Frame(ask=[Ask(task, attempt, "cancel")]))
-
     def end_now(self, attempts: Iterable[tuple[int, int, int]]) -> None:
         """Have (node, task, attempt) ended that the store has ended already; their end frees the room."""
         for node_id, task, attempt in attempts:
@@ -220,31 +225,11 @@ class Dispatcher:
 
     def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the connected nodes of the pool do not take such a task now, and the first that would."""
-        reasons: dict[tuple[str, bool], list[str]] = {}
-        for desk in sorted(self.desks.values(), key=lambda desk: desk.name):
-            if desk.room.facts.pool != pool:
-                continue
-            refusal = why_not(demand, desk.room)
-            if refusal is None:
-                return [], desk.name
-            reasons.setdefault(refusal, []).append(desk.name)
-        return [
-            WhyNode(
-                node=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
-                reason=why,
-                ever=ever,
-            )
-            for (why, ever), names in reasons.items()
-        ], None
+        return explaining.explain(self.desks.values(), pool, demand)
 
     def full_disks(self, pool: str, percent: float) -> list[tuple[str, float]]:
         """(node, percent in use) of the pool's connected nodes with a fuller disk, the fullest first."""
-        found = [
-            (desk.name, desk.disk_percent)
-            for desk in self.desks.values()
-            if desk.disk_percent > percent and desk.room.facts.pool == pool
-        ]
-        return sorted(found, key=lambda one: (-one[1], one[0]))
+        return explaining.full_disks(self.desks.values(), pool, percent)
 
     async def open_stream(self, task: int, attempt: int, path: str, with_stdin: bool) -> bool:
         """Ask the task's node to connect to `path`.  False where no node of this server has the attempt."""
@@ -256,7 +241,7 @@ class Dispatcher:
 
     def forget_job(self, job_id: int) -> None:
         """A job's facts (name, cap, priority) were changed."""
-        self._jobs.pop(job_id, None)
+        self._known.jobs.pop(job_id, None)
 
     # loops
 
@@ -267,6 +252,8 @@ class Dispatcher:
             self._due = True  # another server may have queued something; its NOTIFY may be lost
             self._looked_at = now
         self.planner.now_us = self._clock()
+        if self._unsure:
+            await self._find_unsent()
         work = self._gather()
         if not (work.ended or work.started or work.asked or work.pools):
             return False
@@ -278,9 +265,10 @@ class Dispatcher:
                 self.planner,
                 tenant_id=self._tenant_id,
                 now_us=self.planner.now_us,
-                known_specs=self._specs.keys(),
+                known_specs=self._known.specs.keys(),
             )
         except StoreUnavailable:
+            self._unsure = True
             self._put_back(work)
             raise
         except Exception:
@@ -301,6 +289,14 @@ class Dispatcher:
             {desk.node_id: desk.epoch for desk in self.desks.values()}, pools, started, asked, ended
         )
 
+    async def _find_unsent(self) -> None:
+        """Nodes to which the store has assigned what they were not told connect again, and so get it."""
+        for node_id, task, attempt in await self._db.read(dispatching.assigned_on, sorted(self.desks)):
+            key, desk = (task, attempt), self.desks.get(node_id)
+            if desk is not None and key not in desk.held and (node_id, key) not in self._reported:
+                self.disconnect(desk, "an assignment was not sent: connect again")
+        self._unsure = False
+
     def _put_back(self, work: Gathered) -> None:
         self._started = work.started + self._started
         self._asked_done = work.asked + self._asked_done
@@ -311,6 +307,7 @@ class Dispatcher:
         """Find the report that the store cannot digest: halve the work down to one, which is set aside."""
         self._started += work.started
         self._asked_done += work.asked
+        self._due = True
         parts = [work.ended] if work.ended else []
         while parts:
             part = parts.pop()
@@ -339,14 +336,21 @@ class Dispatcher:
         for node_id in done.stale_nodes:
             if (desk := self.desks.get(node_id)) and desk.epoch == work.epochs.get(node_id):
                 self.disconnect(desk, "another server holds this node")
-        self._remember_specs(done.specs)
-        await self._load_jobs({job_of(placement.candidate.id) for placement, _ in done.assigned})
         frames: dict[int, Frame] = {}
+        try:
+            assigned = [placement.candidate for placement, _ in done.assigned]
+            job_ids, spec_ids = {job_of(c.id) for c in assigned}, {c.spec_id for c in assigned}
+            await self._known.load(job_ids, spec_ids, done.specs)
+        except StoreUnavailable:
+            self._unsure = True  # what is stored is acknowledged all the same
+            done.assigned = []
         for placement, attempt in done.assigned:
-            self._send_to(frames, placement, attempt)
+            self._send_to(frames, placement, attempt, work.epochs)
         acked: dict[int, list[AttemptKey]] = {}
         for node_id, key in done.acks:
             acked.setdefault(node_id, []).append(key)
+            if (desk := self.desks.get(node_id)) and key in desk.held:  # reported over an older connection
+                self._due = desk.remove(key) or self._due
         for node_id, keys in acked.items():
             frames.setdefault(node_id, Frame()).ack = keys
         for node_id, report in work.ended:
@@ -371,10 +375,12 @@ class Dispatcher:
                 ((names.get(node, str(node)), ended, state) for node, ended, state in done.accepted), now_us
             )
 
-    def _send_to(self, frames: dict[int, Frame], placement: Placement, attempt: int) -> None:
+    def _send_to(
+        self, frames: dict[int, Frame], placement: Placement, attempt: int, epochs: dict[int, int]
+    ) -> None:
         desk = self.desks.get(placement.node_id)
-        if desk is None:
-            return  # the node is gone: its lease will end, or its next hello brings the attempt up
+        if desk is None or desk.epoch != epochs[placement.node_id]:
+            return  # the node is gone, and its lease will end; or its hello has brought the attempt up
         candidate = placement.candidate
         demand = self.planner.demands[candidate.lane_id]
         # its lane may have left the node while the turn was taken; the room that it had is free then
@@ -408,7 +414,7 @@ class Dispatcher:
         item: str | None,
         counts: dispatching.Counted,
     ) -> Assign:
-        job = self._jobs[job_of(task)]
+        job = self._known.jobs[job_of(task)]
         return Assign(
             task,
             attempt,
@@ -425,20 +431,7 @@ class Dispatcher:
     def _add_spec(self, desk: Desk, frame: Frame, spec_id: int, job_id: int) -> None:
         if spec_id not in desk.specs:
             desk.specs.add(spec_id)
-            frame.specs.append(Spec(spec_id, self._specs[spec_id], self._jobs[job_id].meta))
-
-    def _remember_specs(self, bodies: dict[int, str]) -> None:
-        for spec_id, body in bodies.items():
-            self._specs[spec_id] = msgspec.json.decode(body, type=KnownSpec)
-        while len(self._specs) > _KNOWN_SPECS:
-            self._specs.popitem(last=False)
-
-    async def _load_jobs(self, job_ids: set[int]) -> None:
-        missing = sorted(job_ids - self._jobs.keys())
-        if missing:
-            self._jobs.update(await self._db.read(dispatching.job_facts, missing))
-        while len(self._jobs) > _KNOWN_SPECS:
-            self._jobs.popitem(last=False)
+            frame.specs.append(Spec(spec_id, self._known.specs[spec_id], self._known.jobs[job_id].meta))
 
     async def renew_step(self) -> bool:
         """Renew the leases of the nodes that were heard, and move the states of nodes.  Call each second."""
@@ -470,9 +463,12 @@ class Dispatcher:
     async def lose_step(self) -> bool:
         """Declare nodes lost and take back what they had."""
         now_us = self._clock()
-        done = await self._db.run_as(
-            Order.LOOP, nodes.lose, lease_us=int(self._lease_seconds * 1e6), now_us=now_us
-        )
+        lease_us = int(self._lease_seconds * 1e6)
+        if now_us - self._losses_at_us > lease_us // 2:  # nor could we renew anything meanwhile
+            log.warning("the store or this server was away; all leases go on")
+            await self._db.run_as(Order.HEARTBEAT, servers.extend_leases, lease_us=lease_us, now_us=now_us)
+        done = await self._db.run_as(Order.LOOP, nodes.lose, lease_us=lease_us, now_us=now_us)
+        self._losses_at_us = now_us
         for node_id in done.stale_nodes:
             if desk := self.desks.get(node_id):
                 self.disconnect(desk, "the lease has ended: connect again")

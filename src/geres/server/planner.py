@@ -146,7 +146,9 @@ class TurnPlanner:
             if room.reserved_for is None:
                 continue
             candidate = waiting.get(room.reserved_for)
-            desk = self._desks[node_id]
+            desk = self._desks.get(node_id)
+            if desk is None:  # it has just gone
+                continue
             if candidate is None:
                 desk.room.reserved_for = room.reserved_for = None  # it started elsewhere, or was cancelled
                 continue
@@ -169,7 +171,7 @@ class TurnPlanner:
             if not (others_started or demand.exclusive or demand.cpus_milli > 1000):
                 continue
             node_id = reserve(demand, [desk.room for desk in self._pool()])
-            if node_id is not None:
+            if node_id is not None and node_id in self._desks:
                 self._desks[node_id].room.reserved_for = candidate.id
             return
 

@@ -19,6 +19,17 @@ class JobFacts(NamedTuple):
     is_array: bool
 
 
+def specs(tx: Tx, spec_ids: Sequence[int]) -> dict[int, str]:
+    """Specifications as JSON, by id."""
+    return dict(tx.rows("specs_by_id", spec_ids=list(spec_ids)))
+
+
+def assigned_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(node, task, attempt) of what is assigned to these nodes and has not been reported started."""
+    rows = tx.rows("assigned_on", node_ids=list(node_ids)) if node_ids else []
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
 class Counted(Protocol):
     """Anything that knows how often a task was tried again."""
 

@@ -6,6 +6,9 @@ SELECT node_id, id, attempt, asked, message FROM task
  WHERE node_id IN ids(:node_ids) AND asked IS NOT NULL
  ORDER BY id LIMIT 5000
 
+-- name: assigned_on
+SELECT node_id, id, attempt FROM task WHERE node_id IN ids(:node_ids) AND state = 'assigned' ORDER BY id
+
 -- name: show_busy
 UPDATE node
    SET previous_state = node.state, previous_since = node.state_since, state = CAST(batch.value->>2 AS TEXT),

@@ -1,0 +1,40 @@
+"""What the connected nodes of a pool say about a task, in words, and about their disks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from geres.model.demand import Demand
+from geres.model.tasks import WhyNode
+from geres.scheduling.rooms import why_not
+from geres.server.desk import Desk
+
+
+def explain(desks: Iterable[Desk], pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
+    """Why the nodes of the pool do not take such a task now, and the first that would."""
+    reasons: dict[tuple[str, bool], list[str]] = {}
+    for desk in sorted(desks, key=lambda desk: desk.name):
+        if desk.room.facts.pool != pool:
+            continue
+        refusal = why_not(demand, desk.room)
+        if refusal is None:
+            return [], desk.name
+        reasons.setdefault(refusal, []).append(desk.name)
+    return [
+        WhyNode(
+            node=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
+            reason=why,
+            ever=ever,
+        )
+        for (why, ever), names in reasons.items()
+    ], None
+
+
+def full_disks(desks: Iterable[Desk], pool: str, percent: float) -> list[tuple[str, float]]:
+    """(node, percent in use) of the nodes of the pool whose disk is fuller, the fullest first."""
+    found = [
+        (desk.name, desk.disk_percent)
+        for desk in desks
+        if desk.disk_percent > percent and desk.room.facts.pool == pool
+    ]
+    return sorted(found, key=lambda one: (-one[1], one[0]))

@@ -1,0 +1,184 @@
+"""A dispatcher between its store and its nodes: what comes twice, late or never."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from geres.errors import StoreUnavailable
+from geres.model.tasks import Usage
+from geres.model.wire import Ended, Frame, Hello
+from geres.server import known
+from geres.server.desk import Desk
+from geres.server.dispatcher import Dispatcher
+from geres.server.waiters import Waiters
+from geres.store import task_actions
+from geres.store.database import Order, SqliteDatabase
+from tests.store.world import LEASE_US, SECOND, World, key
+
+
+class Shaky(SqliteDatabase):
+    """A store whose answers, or whose reads, can be lost."""
+
+    loses_answers = False
+    refuses_reads = False
+    before_reading: Callable[[], Awaitable[object]] | None = None  #: happens once
+
+    async def run_as(self, order: Order, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        answer = await super().run_as(order, function, *args, **kwargs)
+        if self.loses_answers:
+            raise StoreUnavailable("the connection broke after the commit")
+        return answer
+
+    async def read(self, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+        if self.refuses_reads:
+            raise StoreUnavailable("no reads now")
+        if first := self.before_reading:
+            self.before_reading = None
+            await first()
+        return await super().read(function, *args, **kwargs)
+
+
+class Servers:
+    """One dispatcher, a node, and what was said to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.db = Shaky(path)
+        self.world = World(self.db)
+        self.dispatcher = Dispatcher(
+            self.db, lambda: self.world.now_us, Waiters(), tenant_id=self.world.tenant_id, server_id=1
+        )
+        self.frames: list[Frame] = []
+        self.closed: list[str] = []
+
+    async def connect(self, **facts: Any) -> Desk:
+        hello = Hello(1, "0", "n1", "b", "h", "h", "x86_64", "linux", 1, "ann", 4.0, 1 << 33)
+        for name, value in facts.items():
+            setattr(hello, name, value)
+        self.frames.clear()
+        return await self.dispatcher.connect(hello, self.frames.append, self.closed.append)
+
+    async def turns(self) -> None:
+        self.dispatcher.ring()
+        while await self.dispatcher.step():
+            pass
+
+    @property
+    def assigned(self) -> list[tuple[int, int]]:
+        return [(assign.task, assign.attempt) for frame in self.frames for assign in frame.assign]
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Servers]:
+    found = Servers(tmp_path / "geres.db")
+    yield found
+    found.db.close()
+
+
+async def test_what_a_turn_assigned_before_its_answer_was_lost_is_sent_again(servers: Servers) -> None:
+    [task] = servers.world.submit()
+    await servers.connect()
+    servers.db.loses_answers = True
+    with pytest.raises(StoreUnavailable):
+        await servers.turns()
+    servers.db.loses_answers = False
+
+    await servers.turns()
+
+    assert servers.closed
+    await servers.connect()
+    assert servers.assigned == [(key(task), 1)]
+
+
+async def test_an_end_is_acknowledged_although_nothing_can_be_read_after_its_turn(servers: Servers) -> None:
+    first, second = servers.world.submit()[0], servers.world.submit(job=servers.world.job())[0]
+    desk = await servers.connect(cpus=1.0)
+    await servers.turns()
+    assert servers.assigned == [(key(first), 1)]
+
+    servers.db.refuses_reads = True
+    servers.dispatcher.receive(desk, Frame(ended=[Ended(key(first), 1, "succeeded", usage=Usage())]))
+    await servers.dispatcher.step()
+    servers.db.refuses_reads = False
+
+    assert (key(first), 1) in [one for frame in servers.frames for one in frame.ack]
+    await servers.turns()
+    await servers.connect(cpus=1.0)
+    assert servers.assigned == [(key(second), 1)]
+
+
+async def test_a_node_that_connects_during_a_turn_gets_its_assignment_once(servers: Servers) -> None:
+    servers.world.submit()
+    await servers.connect()
+    servers.db.before_reading = servers.connect  # the facts of its job are read between commit and sending
+
+    await servers.turns()
+
+    [desk] = servers.dispatcher.desks.values()
+    assert desk.epoch == 2
+    assert len(servers.assigned) == 1
+    assert desk.room.tasks == 1
+
+
+async def test_leases_go_on_after_the_store_was_away(servers: Servers) -> None:
+    await servers.connect()
+    servers.world.now_us += 2 * LEASE_US
+
+    await servers.dispatcher.lose_step()
+    assert servers.world.row("SELECT state FROM node")["state"] == "idle"
+
+    for _ in range(15):
+        servers.world.now_us += SECOND
+        await servers.dispatcher.lose_step()
+    assert servers.world.row("SELECT state FROM node")["state"] == "lost"
+
+
+async def test_a_new_connection_keeps_the_gpus_that_tasks_have(servers: Servers) -> None:
+    first, second = servers.world.submit(2, gpus=1)
+    third = servers.world.submit(gpus=1)[0]
+    await servers.connect(gpus=3)
+    await servers.turns()
+    given = {assign.task: assign.gpu_ids for frame in servers.frames for assign in frame.assign}
+    assert sorted(given.values()) == [[0], [1], [2]]
+
+    has = [(key(second), 1), (key(third), 1)]
+    ids = [(key(second), 1, [2]), (key(third), 1, [0])]
+    desk = await servers.connect(gpus=3, attempts=has, running=has, gpu_ids=ids)
+
+    [resent] = [assign for frame in servers.frames for assign in frame.assign]
+    assert (resent.task, resent.gpu_ids, resent.submitted_by) == (key(first), [1], "ann")
+    assert desk.held[key(second), 1].gpu_ids == [2]
+    assert desk.free_gpus == []
+
+
+async def test_a_signal_that_was_asked_for_survives_a_new_connection(servers: Servers) -> None:
+    [task] = servers.world.submit()
+    desk = await servers.connect()
+    await servers.turns()
+    servers.dispatcher.receive(desk, Frame(started=[(key(task), 1, 1)]))
+    await servers.turns()
+    servers.db.call(
+        task_actions.send_signal, servers.world.ann, [key(task)], name="USR1", now_us=servers.world.now_us
+    )
+
+    await servers.connect(attempts=[(key(task), 1)], running=[(key(task), 1)])
+
+    assert [(ask.action, ask.signal) for frame in servers.frames for ask in frame.ask] == [("signal", 10)]
+
+
+async def test_more_jobs_than_are_remembered_can_start_at_once(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "MOST", 1)
+    await servers.connect()
+    servers.world.submit()
+    await servers.turns()
+    servers.world.submit(env={"A": "1"})
+    servers.world.submit(job=servers.world.job())
+
+    await servers.turns()
+
+    assert len(servers.assigned) == 3
