@@ -116,7 +116,11 @@ class Cluster:
             *([f"geres down ended with {done.returncode}: {done.stderr}"] if done.returncode else []),
             *(f"died unnoticed: {line}" for line in dead),
             *(f"still there after geres down: {line}" for line in left),
-            *(f"a traceback in {name}:\n{text[-4000:]}" for name, text in self.logs() if "Traceback" in text),
+            *(
+                f"a traceback in {name}:\n{_traceback(text)}"
+                for name, text in self.logs()
+                if "Traceback" in text
+            ),
         ]
         assert not problems, "\n".join(problems)
 
@@ -215,6 +219,12 @@ class Cluster:
                 process.kill()
         psutil.wait_procs(left, timeout=10)
         return told
+
+
+def _traceback(log: str) -> str:
+    """The first traceback of a log, whether its lines are JSON or text."""
+    around = log[log.index("Traceback") :][:6000]
+    return around.partition("\n{")[0].replace("\\n", "\n")
 
 
 def _part_of(process: psutil.Process) -> str | None:
