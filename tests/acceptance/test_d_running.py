@@ -174,12 +174,15 @@ def test_u069_one_that_ignores_the_first_signal_is_killed_after_its_grace(cluste
 
 def test_u069_a_job_over_its_time_limit_is_cancelled_with_all_its_tasks(cluster):
     cluster.run("job", "create", "short", "--time-limit", "0.5s", check=True)
-    queued = submit(cluster, "--job", "short", "-c", "2", "--", "sleep", "60")
-    done = cluster.run("run", "--job", "short", "-c", "2", "--", "sleep", "60")
+    line = '{"command": ["sleep", "60"], "cpus": 2}\n'
+    done = cluster.run("submit", "--job", "short", "--from", "-", input=line * 2, check=True)
+    running, queued = done.stdout.split()
+    ended = cluster.run("wait", running)
 
-    assert done.returncode == 130
-    assert "time limit" in done.stderr
+    assert ended.returncode == 130
+    assert "time limit" in ended.stderr
     assert shown(cluster, "task", "show", queued)["state"] == "cancelled"
+    assert shown(cluster, "task", "show", queued)["started_at"] is None
     assert shown(cluster, "job", "show", "short")["state"] == "cancelled"
 
 
