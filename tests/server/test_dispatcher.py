@@ -182,3 +182,31 @@ async def test_more_jobs_than_are_remembered_can_start_at_once(
     await servers.turns()
 
     assert len(servers.assigned) == 3
+
+
+async def test_lanes_that_no_node_could_ever_serve_hide_nobody(servers: Servers) -> None:
+    for memory in range(600):
+        servers.world.submit(memory_bytes=(1 << 43) + memory, priority=500)
+    [task] = servers.world.submit()
+    await servers.connect()
+
+    await servers.turns()
+    await servers.turns()
+
+    assert servers.assigned == [(key(task), 1)]
+
+
+async def test_a_signal_is_sent_once_however_often_the_bell_rings(servers: Servers) -> None:
+    [task] = servers.world.submit()
+    desk = await servers.connect()
+    await servers.turns()
+    servers.dispatcher.receive(desk, Frame(started=[(key(task), 1, 1)]))
+    await servers.turns()
+    servers.db.call(
+        task_actions.send_signal, servers.world.ann, [key(task)], name="HUP", now_us=servers.world.now_us
+    )
+
+    for _ in range(3):
+        await servers.dispatcher.ask_step()
+
+    assert [ask.signal for frame in servers.frames for ask in frame.ask] == [1]

@@ -26,6 +26,9 @@ class FirstNode:
     def __init__(self, node_id: int, most: int) -> None:
         self.node_id, self.most = node_id, most
 
+    def hopeless(self, pool_id: int) -> frozenset[int]:
+        return frozenset()
+
     def caps_of(self, lanes: Sequence[Lane]) -> list[tuple[str, str, list[int]]]:
         return [("job", str(lane.job_id), [lane.id]) for lane in lanes if lane.max_parallel is not None]
 

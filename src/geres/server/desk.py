@@ -49,6 +49,9 @@ class Desk:
     mismatches: int = 0
     heartbeat_at: float = 0.0
     heartbeat: bool = False  #: one has come since the last renewal
+    signalled: set[tuple[int, int, int]] = field(
+        default_factory=set
+    )  #: signals sent: task, attempt, asked at
     shown: str = ""  #: the state that the store has of the node
     disk_percent: float = 0.0  #: how full the disk of its task folders is
     gone: bool = False
@@ -85,6 +88,8 @@ class Desk:
         held = self.held.pop(key, None)
         if held is None:
             return False
+        if self.signalled:
+            self.signalled = {signal for signal in self.signalled if signal[:2] != key}
         self.free_gpus += held.gpu_ids
         lane = self.lanes[held.lane_id]
         if lane.ahead:
@@ -94,6 +99,14 @@ class Desk:
         self.room.give(lane.demand)
         if not lane.in_room:
             del self.lanes[held.lane_id]
+        return True
+
+    def signal_once(self, task: int, attempt: int, asked_at: int) -> bool:
+        """True the first time: a signal, unlike a cancel, must not be repeated until it is answered."""
+        key = (task, attempt, asked_at)
+        if key in self.signalled:
+            return False
+        self.signalled.add(key)
         return True
 
     def checksum(self) -> int:

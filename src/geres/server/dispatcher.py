@@ -72,7 +72,7 @@ class Dispatcher:
         self.planner = TurnPlanner(
             self.desks, self._means, reserve_after_seconds=reserve_after_seconds, placing=placing, fair=fair
         )
-        self._ask_bell = Doorbell()
+        self.ask_bell = Doorbell()
         self._due = True  #: something may have become startable since the last turn
         self._looked_at = 0.0
         self._unsure = False  #: a turn may have assigned what no node was told
@@ -140,6 +140,7 @@ class Dispatcher:
             return desk
         send(frame)
         self.desks[desk.node_id] = desk
+        self.planner.node_came(desk.pool_id)
         self._after(answer.turned, now_us)
         log.info("node %s connected, epoch %d, %d attempts", desk.name, desk.epoch, len(desk.held))
         self.ring()
@@ -215,7 +216,7 @@ class Dispatcher:
 
     def asked(self) -> None:
         """Something was asked of tasks on nodes; tell them."""
-        self._ask_bell.ring()
+        self.ask_bell.ring()
 
     def end_now(self, attempts: Iterable[tuple[int, int, int]]) -> None:
         """Have (node, task, attempt) ended that the store has ended already; their end frees the room."""
@@ -481,18 +482,16 @@ class Dispatcher:
         """Tell nodes what was asked of their tasks; repeated until they have answered."""
         rows = await self._db.read(dispatching.asked_on, sorted(self.desks))
         frames: dict[int, Frame] = {}
-        for node_id, task, attempt, action, message in rows:
+        for node_id, task, attempt, action, message, asked_at in rows:
+            desk = self.desks.get(node_id)
+            if desk is None or (ask_signal(action) and not desk.signal_once(task, attempt, asked_at)):
+                continue
             frames.setdefault(node_id, Frame()).ask.append(
                 Ask(task, attempt, ask_action(action), ask_signal(action), message or "")
             )
         for node_id, frame in frames.items():
-            if desk := self.desks.get(node_id):
-                desk.send(frame)
+            self.desks[node_id].send(frame)
         return False
-
-    @property
-    def ask_bell(self) -> Doorbell:
-        return self._ask_bell
 
 
 def _state(desk: Desk) -> NodeState:

@@ -46,8 +46,20 @@ class TurnPlanner:
         self._caps: Sequence[Cap] = ()
         self.now_us = 0
         self._pool_id = 0
+        self._hopeless: dict[int, set[int]] = defaultdict(set)
         self.demands: dict[int, Demand] = {}  #: by lane, of the last turns
         self.submitters: dict[int, str] = {}
+
+    def hopeless(self, pool_id: int) -> set[int]:
+        """Lanes of the pool that no connected node could ever serve.
+
+        Were they looked at in every turn, some hundred of them would hide all lanes behind them.
+        """
+        return self._hopeless[pool_id]
+
+    def node_came(self, pool_id: int) -> None:
+        """A node that could serve what none could before."""
+        self._hopeless.pop(pool_id, None)
 
     def caps_of(self, lanes: Sequence[Lane]) -> list[tuple[str, str, list[int]]]:
         """The limits that lanes are under: of their jobs and of the labels of their tasks."""
@@ -84,10 +96,17 @@ class TurnPlanner:
                 ahead = sum(self._credit(desk, lane.id, fits[desk.node_id]) for desk in pool_desks)
             if most + ahead > 0:
                 chosen.append((lane.id, min(most + ahead, _MOST_READ)))
+            elif all(never(demand, desk.room.facts) is not None for desk in pool_desks):
+                self._give_up(lane.id)
             elif heads < _MOST_HEADS and not any(c.left == 0 for c in caps if lane.id in c.lane_ids):
                 heads += 1
                 chosen.append((lane.id, 1))
         return chosen
+
+    def _give_up(self, lane_id: int) -> None:
+        hopeless = self._hopeless[self._pool_id]
+        if len(hopeless) < _MOST_LANES_KNOWN:
+            hopeless.add(lane_id)
 
     def place(self, candidates: Sequence[Candidate]) -> list[Placement]:
         """Where they start: in free room by the plan; of the first lane that has to wait, some ahead."""

@@ -48,11 +48,11 @@ def job_facts(tx: Tx, job_ids: Sequence[int]) -> dict[int, JobFacts]:
     }
 
 
-def asked_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int, str, str | None]]:
-    """(node, task, attempt, asked, message) of what people asked of tasks on these nodes."""
+def asked_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int, str, str | None, int]]:
+    """(node, task, attempt, asked, message, asked at) of what people asked of tasks on these nodes."""
     if not node_ids:
         return []
-    return [(r[0], r[1], r[2], r[3], r[4]) for r in tx.rows("asked_on", node_ids=list(node_ids))]
+    return [(r[0], r[1], r[2], r[3], r[4], r[5]) for r in tx.rows("asked_on", node_ids=list(node_ids))]
 
 
 def show_busy(tx: Tx, nodes: Sequence[tuple[int, int, str]], *, now_us: int) -> list[int]:
@@ -92,6 +92,9 @@ def set_aside(tx: Tx, node_id: int, report: Ended, *, error: str, now_us: int) -
 
 class _Nothing:
     """Plans nothing: for a turn that only takes reports."""
+
+    def hopeless(self, pool_id: int) -> frozenset[int]:
+        return frozenset()
 
     def caps_of(self, lanes: object) -> list[tuple[str, str, list[int]]]:
         return []

@@ -69,6 +69,9 @@ class Cap(NamedTuple):
 class Planner(Protocol):
     """What the dispatcher decides inside the transaction.  Must not block."""
 
+    def hopeless(self, pool_id: int) -> Set[int]:
+        """Lanes that no connected node of the pool could ever serve; they are not looked at."""
+
     def caps_of(self, lanes: Sequence[Lane]) -> list[tuple[str, str, list[int]]]:
         """(scope, key, lane ids) of every limit that a lane is under."""
 
@@ -159,7 +162,9 @@ def _dispatch(
     now_us: int,
 ) -> bool:
     """Assign what starts now; lanes with nothing queued join `empty`.  True where limits decided about it."""
-    lanes = [Lane(*row) for row in tx.rows("active_lanes", pool_id=pool_id, limit=MOST_LANES)]
+    left_out = sorted(planner.hopeless(pool_id))
+    rows = tx.rows("active_lanes", pool_id=pool_id, left_out=left_out, limit=MOST_LANES)
+    lanes = [Lane(*row) for row in rows]
     if not lanes:
         return False
     caps, locked_out = _lock_caps(tx, planner.caps_of(lanes), tenant_id)

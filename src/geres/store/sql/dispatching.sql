@@ -2,7 +2,7 @@
 SELECT id, name, meta, array_total FROM job WHERE id IN ids(:job_ids)
 
 -- name: asked_on
-SELECT node_id, id, attempt, asked, message FROM task
+SELECT node_id, id, attempt, asked, message, asked_at FROM task
  WHERE node_id IN ids(:node_ids) AND asked IS NOT NULL
  ORDER BY id LIMIT 5000
 

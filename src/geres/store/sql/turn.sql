@@ -8,7 +8,7 @@ SELECT lane.id, lane.priority, lane.submitted_by, lane.class_id, resource_class.
   FROM lane
   JOIN job ON job.id = lane.job_id
   JOIN resource_class ON resource_class.id = lane.class_id
- WHERE lane.pool_id = :pool_id AND lane.active = 1 AND job.state IN ('active', 'closing')
+ WHERE lane.pool_id = :pool_id AND lane.active = 1 AND NOT lane.id IN ids(:left_out) AND job.state IN ('active', 'closing')
    AND (job.reason IS NULL OR job.reason NOT LIKE 'job_cancelled%')
  ORDER BY lane.priority DESC, lane.id
  LIMIT :limit
