@@ -6,9 +6,11 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import psutil
 
+import geres
 from tests.cluster import Cluster
 
 _PARTS = ("server", "agent", "supervisor")
@@ -30,21 +32,27 @@ def assert_refused(
 @contextlib.contextmanager
 def unharmed(cluster: Cluster, *, stores_nothing: bool = False) -> Iterator[None]:
     """Afterwards the same processes run and answer; with `stores_nothing`, no task and no job is new."""
-    client = cluster.client()
-    before = {part: cluster.pid(part) for part in _PARTS}
+    parts, client = _at_first(cluster)
     counts = client.summary()
     yield
-    assert {part: cluster.pid(part) for part in _PARTS} == before
+    for part, process in parts.items():
+        assert process.is_running(), f"the {part} has died"
+        assert process.status() != psutil.STATUS_ZOMBIE, f"the {part} has died"
     after = client.summary()
     if stores_nothing:
         assert (after.tasks, after.jobs) == (counts.tasks, counts.jobs)
-    assert not list(cluster.died_unnoticed())
+    assert not cluster.died_unnoticed()
 
 
-def resident_bytes(cluster: Cluster, part: str) -> int:
-    pid = cluster.pid(part)
-    assert pid is not None
-    return int(psutil.Process(pid).memory_info().rss)
+_seen: WeakKeyDictionary[Cluster, tuple[dict[str, psutil.Process], geres.Client]] = WeakKeyDictionary()
+
+
+def _at_first(cluster: Cluster) -> tuple[dict[str, psutil.Process], geres.Client]:
+    """The parts as they were when the cluster was first looked at: nothing in these tests restarts one."""
+    if cluster not in _seen:
+        parts = {part: psutil.Process(cluster.pid(part)) for part in _PARTS}
+        _seen[cluster] = (parts, cluster.client())
+    return _seen[cluster]
 
 
 def peak_bytes(cluster: Cluster, part: str) -> int:
