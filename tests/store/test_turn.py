@@ -343,9 +343,8 @@ def test_a_hold_that_comes_too_late_is_forgotten_with_the_start(world: World) ->
     assert world.task(task)["asked"] is None
 
 
+@pytest.mark.parametrize("store_url", ["postgres"], indirect=True)  # SQLite has one writer at a time
 def test_a_turn_beside_a_submit_does_not_put_its_lane_to_rest(world: World) -> None:
-    if world.db.dialect == "sqlite":
-        pytest.skip("it has one writer at a time")
     world.submit()
     node = world.connect()
     world.assign(node)
