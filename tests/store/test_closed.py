@@ -27,7 +27,7 @@ async def test_a_full_database_is_told_from_one_that_is_busy(tmp_path: Path) -> 
     try:
         db.call(lambda tx: tx.raw("PRAGMA max_page_count = 2"))
         with pytest.raises(StoreFull, match="make room for"):
-            db.call(lambda tx: tx.script("CREATE TABLE a (x); CREATE TABLE b (x); CREATE TABLE c (x);"))
+            db.call(lambda tx: tx.script("CREATE TABLE a (x);\nCREATE TABLE b (x);\nCREATE TABLE c (x);\n"))
     finally:
         db.close()
 
