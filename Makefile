@@ -7,7 +7,7 @@ BENCH ?=
 PYTEST_FLAGS ?= --numprocesses=logical --maxprocesses=4 --dist=loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help environment demo test lint fmt docs docs-write bench chaos wheel lock clean
+.PHONY: help environment demo test test-slow lint fmt docs docs-write bench chaos wheel lock clean
 
 help: ## print the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -21,8 +21,11 @@ $(VENV)/.ready: requirements-dev.txt pyproject.toml .ci/environment
 demo: environment ## run 1,000 tasks on real files and check the result
 	@$(BIN)/geres demo
 
-test: environment ## run all tests (TESTS=tests/store for some of them)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS)
+test: environment ## run all tests but the slow ones (TESTS=tests/store for some of them)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) -m "not slow" $(TESTS)
+
+test-slow: environment ## run the slow tests: 10 GB through a task
+	$(BIN)/python -m pytest -m slow tests/acceptance
 
 lint: environment ## style, types and layers
 	$(BIN)/ruff check

@@ -20,7 +20,7 @@ from geres.scheduling import credit
 from geres.scheduling.rooms import empty_room
 from geres.server import explaining, logs
 from geres.server.desk import Desk
-from geres.server.frames import argv_of, ask_action, ask_signal, facts_of
+from geres.server.frames import argv_of, ask_action, ask_signal, facts_of, with_own_blobs
 from geres.server.known import Known
 from geres.server.planner import TurnPlanner
 from geres.store import dispatching, nodes, servers
@@ -187,7 +187,7 @@ class Dispatcher:
             self._due = desk.remove(key) or self._due or desk.lanes.get(held.lane_id) is not None
         if (desk.node_id, key) not in self._reported:
             self._reported[(desk.node_id, key)] = None
-            self._ended.append((desk.node_id, ended))
+            self._ended.append((desk.node_id, with_own_blobs(ended)))
 
     def _learn(self, lane_id: int, seconds: float) -> None:
         self._means[lane_id] = credit.mean(self._means.get(lane_id), seconds)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from geres.model.wire import Hello
+from geres.blobs.folder import output_key
+from geres.model.wire import Ended, Hello
 from geres.scheduling.rooms import Facts
 
 
@@ -45,3 +46,12 @@ def facts_of(hello: Hello) -> Facts:
         shared_paths=tuple(hello.shared_paths),
         slots=hello.slots,
     )
+
+
+def with_own_blobs(ended: Ended) -> Ended:
+    """The report without the blobs that it names and that are not this attempt's."""
+    for stream in ("stdout", "stderr"):
+        named = getattr(ended, f"{stream}_blob")
+        if named is not None and named != output_key(ended.task, ended.attempt, stream):
+            setattr(ended, f"{stream}_blob", None)
+    return ended
