@@ -122,6 +122,22 @@ async def test_ends_that_nobody_acknowledged_survive_the_supervisor(server: Serv
     assert (await server.end_of(1)).stdout == b"precious\n"
 
 
+async def test_an_end_whose_output_is_being_uploaded_survives_the_supervisor(
+    server: Server, agent: Agent
+) -> None:
+    server.refuses_uploads = True
+    await server.assign(server.spec("seq", "10000"), 1)
+    await server.until(lambda: agent.supervisor()["ended"])
+    first = agent.supervisor()["pid"]
+    os.kill(first, signal.SIGKILL)
+    await server.until(lambda: agent.supervisor().get("pid", first) != first)
+    await server.run(2, "true")  # the agent has the list of the next supervisor
+
+    server.refuses_uploads = False
+
+    assert (await server.end_of(1)).outcome == "succeeded"
+
+
 async def test_after_a_reboot_what_ran_is_reported_so(
     server: Server, make_agent: Callable[..., Agent], tmp_path: Path
 ) -> None:

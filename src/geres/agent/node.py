@@ -201,7 +201,7 @@ class Node:
         ended: list[tuple[Any, ...]],
     ) -> None:
         """A (new) connection to the supervisor begins with all that it has."""
-        here = {key: state for key, state in self.attempts.items() if key in self.ended and state == ENDED}
+        here = {key: ENDED for key in self.attempts if key in self.ended or key in self._uploads}
         gone = [key for key in self.attempts if key not in here]
         self.attempts = here | dict.fromkeys(waiting, WAITING)
         self.attempts |= {(entry[0], entry[1]): RUNNING for entry in running}
