@@ -69,6 +69,25 @@ async def test_an_end_is_repeated_on_the_next_connection_until_it_is_acknowledge
     await server.until(lambda: not agent.supervisor()["ended"])
 
 
+async def test_a_start_is_repeated_on_the_next_connection_and_by_the_next_agent(
+    server: Server, agent: Agent
+) -> None:
+    await server.assign(server.spec("sleep", "60"), 1)
+    await server.start_of(1)
+    [started_us] = server.started.values()
+
+    server.started.clear()
+    await server.peer.close()
+    await server.start_of(1)
+    assert server.started == {(TASK + 1, 1): started_us}
+
+    server.started.clear()
+    agent.kill()
+    agent.start()
+    await server.start_of(1)
+    assert server.started == {(TASK + 1, 1): started_us}
+
+
 async def test_an_attempt_that_is_sent_again_does_not_start_again(
     server: Server, agent: Agent, tmp_path: Path
 ) -> None:

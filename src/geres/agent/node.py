@@ -44,7 +44,8 @@ class Node:
         self._upkeep = upkeep
         self.attempts: dict[AttemptKey, str] = {}
         self.ended: dict[AttemptKey, Ended] = {}  # reported or to be reported, not acknowledged
-        self.started: list[tuple[int, int, int]] = []
+        self.started: list[tuple[int, int, int]] = []  # to be sent
+        self._running_since: dict[AttemptKey, int] = {}
         self.asked: list[tuple[int, int, str]] = []
         self._to_send: dict[AttemptKey, None] = {}
         self._sent_at: dict[AttemptKey, float] = {}
@@ -150,6 +151,7 @@ class Node:
         for name in names:
             key = (name[0], name[1])
             self.attempts.pop(key, None)
+            self._running_since.pop(key, None)
             report = self.ended.pop(key, None)
             self._to_send.pop(key, None)
             self._sent_at.pop(key, None)
@@ -171,6 +173,7 @@ class Node:
                 key = (task, attempt)
                 if key in self.attempts:
                     self.attempts[key] = RUNNING
+                    self._running_since[key] = started_us
                     self.started.append((task, attempt, started_us))
                     self._notify(key)
             for end in frame[2]:
@@ -204,7 +207,9 @@ class Node:
         here = {key: ENDED for key in self.attempts if key in self.ended or key in self._uploads}
         gone = [key for key in self.attempts if key not in here]
         self.attempts = here | dict.fromkeys(waiting, WAITING)
-        self.attempts |= {(entry[0], entry[1]): RUNNING for entry in running}
+        self._running_since = {(entry[0], entry[1]): entry[3] for entry in running}
+        self.attempts |= dict.fromkeys(self._running_since, RUNNING)
+        self.started = [(*key, started_us) for key, started_us in self._running_since.items()]
         for end in ended:
             self._take_end(end)
         for key in gone:
@@ -225,9 +230,7 @@ class Node:
         if key in self.ended or key in self._uploads:
             return
         report = ended_of(end)
-        self.attempts[key] = ENDED
-        self.stdin_given.pop(key, None)
-        self._notify(key)
+        self._over(key)
         if report.folder is not None:
             limit, retain_seconds = end[13] or (0, 0.0)
             files = large_files(end)
@@ -238,11 +241,16 @@ class Node:
                 return
         self._report(report)
 
+    def _over(self, key: AttemptKey) -> None:
+        self.attempts[key] = ENDED
+        self._running_since.pop(key, None)
+        self.stdin_given.pop(key, None)
+        self._notify(key)
+
     def _end_here(self, report: Ended) -> None:
         """An end that the supervisor knows nothing of."""
         report.ended_us = time.time_ns() // 1000
-        self.attempts[report.task, report.attempt] = ENDED
-        self._notify((report.task, report.attempt))
+        self._over((report.task, report.attempt))
         self._report(report)
         self.wake()
 
@@ -315,10 +323,10 @@ class Node:
         return [key for key in self.attempts if key not in self._sent_at]
 
     def connected(self) -> None:
-        """A new connection: every end that is not acknowledged is reported again."""
+        """A new connection: every start, and every end that is not acknowledged, is reported again."""
         self.orders.forget_server()
         self._sent_at.clear()
-        self.started = [(a, b, at) for a, b, at in self.started if self.attempts.get((a, b)) == RUNNING]
+        self.started = [(*key, started_us) for key, started_us in self._running_since.items()]
         self.asked.clear()
         self._to_send = dict.fromkeys(self.ended)
 
