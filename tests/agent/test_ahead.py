@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from geres.model.wire import Frame
-from tests.agent.world import Agent, Server, until
+from geres.agent.capture import Captures
+from geres.agent.cgroups import MemoryGroups
+from geres.agent.ends import ended_of
+from geres.agent.folders import Folders
+from geres.agent.journal import Journal
+from geres.agent.running import Running
+from geres.agent.starting import Starter
+from geres.model.wire import Assign, Frame
+from tests.agent.world import LANE, Agent, Server, until
 
 TASK = 1 << 32
 
@@ -63,6 +70,37 @@ async def test_what_is_recalled_is_given_back_at_once_and_what_runs_is_not(
     await server.ask(3, "cancel")
     assert (await server.end_of(3, seconds=0.9)).outcome == "cancelled"
     assert (TASK + 1, 1) not in server.ended
+
+
+async def test_more_specifications_than_are_remembered_run_from_one_frame(
+    server: Server, agent: Agent
+) -> None:
+    specs = [server.spec("true") for _ in range(1001)]
+    await server.peer.send(
+        Frame(
+            specs=specs,
+            assign=[
+                Assign(TASK + n, 1, spec.spec_id, LANE, "default") for n, spec in enumerate(specs, start=1)
+            ],
+        )
+    )
+
+    assert (await server.end_of(1, seconds=10)).outcome == "succeeded"
+    assert (await server.end_of(1001)).outcome == "succeeded"
+
+
+def test_a_start_whose_specification_is_not_there_is_given_back(tmp_path: Path) -> None:
+    starter = Starter(Folders(str(tmp_path / "tasks")), Captures(str(tmp_path)), MemoryGroups())
+    running = Running(starter, Journal(str(tmp_path / "journal"), "boot"))
+
+    running.add((TASK + 1, 1, 77, LANE, 0, None, None), None, 0.0)
+
+    [end] = running.new_ended
+    assert ended_of(end).outcome == "given_back"
+    assert running.ended == {(TASK + 1, 1): end}
+    assert running.is_urgent
+    running.acknowledge([(TASK + 1, 1)])
+    assert not running.ended
 
 
 async def test_a_start_is_told_only_where_the_end_is_not(server: Server, agent: Agent) -> None:

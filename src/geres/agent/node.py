@@ -102,6 +102,7 @@ class Node:
                 starts.append(start)
         if starts:
             self.link.send(("start", starts))
+        self.orders.drop()
 
     def _start(self, assign: Assign) -> tuple[Any, ...] | None:
         key = (assign.task, assign.attempt)

@@ -78,6 +78,7 @@ class Orders:
         self._specs: dict[int, Spec] = {}
         self._keys: OrderedDict[tuple[Any, ...], int] = OrderedDict()
         self._next_key = 1
+        self._dropped: list[int] = []
         self._wrap = shlex.split(config.wrap)
 
     def forget_server(self) -> None:
@@ -87,6 +88,7 @@ class Orders:
     def forget_supervisor(self) -> None:
         """A new supervisor, or a new connection to it: it has no specifications."""
         self._keys.clear()
+        self._dropped.clear()
 
     def learn(self, spec: Spec) -> None:
         self._specs[spec.spec_id] = spec
@@ -124,6 +126,12 @@ class Orders:
         key = self._key(assign, known)
         return (assign.task, assign.attempt, key, assign.lane, assign.ahead, words, extra or None)
 
+    def drop(self) -> None:
+        """Let the supervisor forget what is no longer remembered here; the starts that use it are sent."""
+        if self._dropped:
+            self._send(("drop", self._dropped))
+            self._dropped = []
+
     def _key(self, assign: Assign, known: Spec) -> int:
         spec = known.spec
         direct = self._is_direct(spec, assign)
@@ -137,7 +145,7 @@ class Orders:
         self._send(("spec", key, self._fields(assign, known, direct)))
         if len(self._keys) > _MOST_KEYS:
             _, oldest = self._keys.popitem(last=False)
-            self._send(("drop", [oldest]))
+            self._dropped.append(oldest)
         return key
 
     def _is_direct(self, spec: TaskSpec, assign: Assign) -> bool:

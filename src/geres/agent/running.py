@@ -58,7 +58,6 @@ class Running:
         self._children = Children()
         self._held_bytes = 0
         self._own_rss_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.refused = 0
 
     # -- orders
 
@@ -72,7 +71,8 @@ class Running:
             self.is_urgent = True
             return
         if spec is None:
-            self.refused += 1
+            self._keep_end((*key, GIVEN_BACK, 0, *[None] * 4, now_us(), *[None] * 5))
+            self.is_urgent = True
             return
         attempt = Attempt(order, spec, now)
         self.attempts[key] = attempt
@@ -401,14 +401,17 @@ class Running:
             folder,
             attempt.spec.memo if folder is not None else None,
         )
-        self.ended[attempt.key] = end
-        self._held_bytes += _held(end)
-        self.journal.ended.append(end)
-        self.new_ended.append(end)
+        self._keep_end(end)
         self.new_started.pop(attempt.key, None)
         passed = self.lanes.leave(attempt)
         if kind is GIVEN_BACK or not passed:
             self.is_urgent = True
+
+    def _keep_end(self, end: End) -> None:
+        self.ended[end[0], end[1]] = end
+        self._held_bytes += _held(end)
+        self.journal.ended.append(end)
+        self.new_ended.append(end)
 
     def _give_back(self, attempt: Attempt) -> None:
         self._finish(attempt, GIVEN_BACK, 0, None)
