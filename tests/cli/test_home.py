@@ -145,8 +145,9 @@ def test_down_says_that_nothing_runs_and_purge_asks_first(geres, home, monkeypat
     (home / "token").write_text("x")
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     done = geres("down", "--purge")
-    assert done.status != 0
+    assert done.status == 1
     assert "token" in done.err
+    assert "nothing was stopped or removed; --yes" in done.err
     assert (home / "token").exists()
     assert geres("down", "--purge", "--yes").status == 0
     assert not home.exists()

@@ -221,6 +221,8 @@ def test_what_was_stored_is_there_after_down_and_up_and_gone_after_purge(home):
     geres(home, "down")
     up(home)
     assert "kept" in geres(home, "history", "--format", "{name}").stdout
+    assert geres(home, "down", "--purge").returncode == 1  # nobody answers
+    assert geres(home, "status").returncode == 0
     done = geres(home, "down", "--purge", "--yes")
     assert done.returncode == 0
     assert "geres.db" in done.stderr

@@ -105,6 +105,8 @@ def _server_words(home: Path, settings: config.Config) -> Callable[[], list[str]
 def down(purge: bool, yes: bool, now: bool) -> None:
     """Stop the cluster of this machine; what it stored stays, and `geres up` goes on with it."""
     home = config.home()
+    if purge and not _may_remove(home, yes=yes):
+        return
     if not now and (running := running_tasks(home)):
         say(f"geres: stopping; {running}; they get a while to end (Ctrl-C: stop now)")
     stopped = _stop(home, now=now)
@@ -113,22 +115,35 @@ def down(purge: bool, yes: bool, now: bool) -> None:
             raise NotFound(f"no geres runs in {home}")
         say("geres is down")
         return
-    found = list(homes.ours(home))
-    if not found:
-        say(f"{home} holds nothing of geres")
-        return
-    say(f"this removes, for ever, from {home}:")
-    for path in found:
-        say(f"  {path.name}{'/' if path.is_dir() else ''}  {show_size(homes.size_of(path))}")
-    if not yes and not click.confirm("Remove them?", err=True):
-        say("nothing was removed")
-        raise click.exceptions.Exit(1)
     left = homes.remove(home)
     if left:
         say(
             f"removed; {home} stays, for it holds what is not ours: "
             + " ".join(path.name for path in left[:5])
         )
+
+
+def _may_remove(home: Path, *, yes: bool) -> bool:
+    """Show what a purge removes and ask, before anything is stopped; False where there is nothing.
+
+    Raises Exit where the answer is no.
+    """
+    found = list(homes.ours(home))
+    if not found:
+        say(f"{home} holds nothing of geres")
+        return False
+    say(f"this stops what runs in {home} and removes from it, for ever:")
+    for path in found:
+        say(f"  {path.name}{'/' if path.is_dir() else ''}  {show_size(homes.size_of(path))}")
+    if yes:
+        return True
+    try:
+        if click.confirm("Remove them?", err=True):
+            return True
+    except click.Abort:
+        say("")  # the prompt had no answer, and left its line open
+    say("nothing was stopped or removed; --yes removes without asking")
+    raise click.exceptions.Exit(1)
 
 
 def choose_port(host: str, port: int, *, asked: bool) -> int:
