@@ -11,7 +11,7 @@ import platformdirs
 
 from geres import config
 from geres.errors import Denied, NotFound, Unauthenticated, Unreachable
-from geres.sdk.http import Address
+from geres.sdk.http import Address, check_address
 
 NO_CLUSTER = "no geres here: start one with `geres up`, or `geres login URL`"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -58,12 +58,13 @@ def locate(url: str | None = None, token: str | None = None, home: str | Path | 
         return Address(profile.url, token or os.environ.get("GERES_TOKEN") or profile.token, "geres login")
     if url is None:
         return _of_home(config.home(), token)
+    check_address(url)
     token = token or os.environ.get("GERES_TOKEN") or None
     folder = Path(home).expanduser() if home is not None else config.home()
     if token is None:
         token = _token_beside(folder, url)
     if token is None:
-        raise Unauthenticated(f"{url} needs a token: set GERES_TOKEN, or give token=")
+        raise Unauthenticated(f"{url} needs a token: set GERES_TOKEN, or use `geres login {url}`")
     return Address(url.rstrip("/"), token, origin)
 
 

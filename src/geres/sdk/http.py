@@ -71,10 +71,7 @@ class Transport:
         locate: Callable[[], Address] | None = None,
     ) -> None:
         """`locate` finds the address again after a loss: a restarted server may have another port."""
-        if not _is_address(address.url):
-            raise Invalid(
-                f"url: {address.url!r} is no address; write one like http://127.0.0.1:4470", field="url"
-            )
+        check_address(address.url)
         if not (address.token.isascii() and address.token.isprintable()):
             raise Unauthenticated(f"the token for {address.url} is cut or spoilt; give it as it was made")
         self.address = address
@@ -288,13 +285,16 @@ def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
     return found
 
 
-def _is_address(url: str) -> bool:
+def check_address(url: str) -> None:
+    """Raises Invalid for what is no http or https address."""
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises for what is none
+        good = parts.scheme in ("http", "https") and bool(parts.hostname)
     except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isascii() and url.isprintable()
+        good = False
+    if not (good and url.isascii() and url.isprintable()):
+        raise Invalid(f"url: {url!r} is no address; write one like http://127.0.0.1:4470", field="url")
 
 
 def new_key() -> str:
