@@ -125,9 +125,10 @@ def test_a_second_ctrl_c_does_not_wait(cluster, client):
     with cluster.popen("run", "--", "sh", "-c", "trap '' TERM; echo $GERES_TASK_ID; sleep 600") as running:
         task_id = running.stdout.readline().strip()
         running.send_signal(signal.SIGINT)
-        assert "once more to force it" in running.stderr.readline()
+        assert "once more leaves without waiting" in running.stderr.readline()
         running.send_signal(signal.SIGINT)
         assert running.wait(10) == 130
+        assert f"`geres why {task_id}` tells how it ends" in running.stderr.read()
     assert client.task(task_id).wait(20).state is TaskState.CANCELLED
 
 
@@ -182,6 +183,11 @@ def test_a_dry_run_stores_nothing(cluster):
     assert json.loads(done.stdout)["memory_bytes"] == 2 << 30
     assert "would go to job default" in done.stderr
     assert cluster.run("tasks", "--count").stdout == before
+
+
+def test_a_dry_run_of_an_array_says_that_it_gets_a_job_of_its_own(cluster):
+    assert "would go to a job of its own" in cluster.run("submit", "--dry-run", "-a", "1-3", "true").stderr
+    assert "would go to job default" in cluster.run("submit", "--dry-run", "true").stderr
 
 
 def test_an_array_prints_its_job_and_its_logs_name_their_tasks(cluster):
@@ -266,6 +272,33 @@ def test_a_format_with_an_unknown_field_names_those_there_are(cluster):
     assert "there is no field 'nam'; there are account, arch" in done.stderr
 
 
+def test_a_column_that_is_not_there_is_refused_with_those_that_are(cluster):
+    done = cluster.run("nodes", "--select", "name,nam")
+    assert done.returncode == 2
+    assert "select: there is no field 'nam'; there are account, arch" in done.stderr
+    assert cluster.run("nodes", "--select", "name,arch").stdout.split()[:2] == ["NAME", "ARCH"]
+
+
+def test_an_action_on_a_job_that_has_nothing_for_it_says_so(cluster, client):
+    job = client.submit_array(["true"], range="1-2")
+    job.wait()
+    for words in (["rerun", job.id, "--failed"], ["cancel", job.id]):
+        done = cluster.run(*words)
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "nothing was changed" in done.stderr
+
+
+def test_ctrl_c_in_attach_leaves_and_says_how_to_end_the_task(cluster, client):
+    task = client.submit(["sh", "-c", "echo begun; sleep 600"])
+    with cluster.popen("attach", task.id) as attached:
+        assert attached.stdout.readline() == "begun\n"
+        attached.send_signal(signal.SIGINT)
+        assert attached.wait(20) == 130
+        assert f"{task.id} goes on; `geres cancel {task.id}` ends it" in attached.stderr.read()
+    assert client.task(task.id).state is TaskState.RUNNING
+    client.cancel(task)
+
+
 def test_actions_tell_of_each_id(cluster, client, blocker):
     one, two = (client.submit(["true"]).id for _ in range(2))
     assert cluster.run("hold", one, two).stdout == f"{one} held\n{two} held\n"
@@ -321,6 +354,16 @@ def test_job_commands(cluster, client):
     assert cluster.run("job", "cancel", "default").returncode == 5
     assert cluster.run("job", "show", "no-such").returncode == 4
     assert f"{job} " in cluster.run("jobs", "--format", "{id} ").stdout
+
+
+def test_logs_of_a_task_that_has_not_run_say_so(cluster, client):
+    task = client.submit(["true"], hold=True)
+    done = cluster.run("logs", task.id)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"{task.id} has not run yet; `geres why {task.id}` says why" in done.stderr
+    client.release(task)
+    task.wait(20)
+    assert cluster.run("logs", task.id).stderr == ""
 
 
 def test_logs_follow_until_the_end(cluster, client):

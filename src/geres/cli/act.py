@@ -139,6 +139,8 @@ def tell(answer: list[Acted], *, json: bool, quiet: bool) -> int:
     """Print what became of each id; the status of the last error, else 0."""
     if json:
         write_line(pretty_json(answer))
+    elif not answer and not quiet:
+        say("geres: no task of it is in a state for that; nothing was changed")
     status = 0
     for one in answer:
         if one.code:

@@ -52,9 +52,12 @@ def logs(
     count = 0
     for task in tasks:
         count += 1
+        printed = False
         for stream in streams:
             pieces = client.logs(task.id, stream=stream, attempt=attempt, tail=tail)
-            _print(pieces, stream, f"{task.id}: ".encode() if many else b"")
+            printed = _print(pieces, stream, f"{task.id}: ".encode() if many else b"") or printed
+        if not (printed or many) and not client.task_info(task.id).attempt:
+            say(f"geres: {task.id} has not run yet; `geres why {task.id}` says why")
     if not count:
         say("geres: no such task" if not failed else "geres: no task of it failed")
 
@@ -88,11 +91,13 @@ def _tasks(client: Any, ids: list[str], failed: bool) -> tuple[Iterable[Task], b
     return tasks, many
 
 
-def _print(pieces: Iterator[bytes], stream: Stream, prefix: bytes) -> None:
+def _print(pieces: Iterator[bytes], stream: Stream, prefix: bytes) -> bool:
+    """Print what comes; False where that was nothing."""
     target = sys.stdout.buffer if stream == "stdout" else sys.stderr.buffer
     sys.stdout.flush()
-    at_start = True
+    at_start, printed = True, False
     for piece in pieces:
+        printed = printed or bool(piece)
         if prefix:
             ends = piece.endswith(b"\n")
             piece = piece.replace(b"\n", b"\n" + prefix)
@@ -102,6 +107,7 @@ def _print(pieces: Iterator[bytes], stream: Stream, prefix: bytes) -> None:
     if prefix and not at_start:
         target.write(b"\n")
     target.flush()
+    return printed
 
 
 def _follow_one(client: Any, ids: list[str], tail: int | None) -> None:

@@ -112,6 +112,8 @@ def print_list(
     Items are printed as they come, but for tables on a terminal, which are aligned first.
     """
     chosen = [_column(name, columns) for name in style.select] or columns
+    if style.select:
+        items = _with_fields(items, style.select)
     if style.json:
         return _print_json(items)
     if style.jsonl:
@@ -194,7 +196,7 @@ def plain(item: Any) -> Any:
     return item if isinstance(item, dict) else msgspec.to_builtins(item)
 
 
-def pick(row: Any, name: str, *, strict: bool = False) -> Any:
+def pick(row: Any, name: str, *, strict: bool = False, option: str = "format") -> Any:
     """The value of a dotted name; None where a part has no value.
 
     With `strict`, a name that the object does not have raises Invalid with those it has.
@@ -206,7 +208,7 @@ def pick(row: Any, name: str, *, strict: bool = False) -> Any:
         if isinstance(value, dict):
             if part not in value and strict and value is row:
                 known = ", ".join(sorted(value))
-                raise Invalid(f"format: there is no field {name!r}; there are {known}", field="format")
+                raise Invalid(f"{option}: there is no field {name!r}; there are {known}", field=option)
             value = value.get(part)
         elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
@@ -299,6 +301,15 @@ def wants_colour(stream: IO[str]) -> bool:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
+
+
+def _with_fields(items: Iterable[Any], names: Iterable[str]) -> Iterator[Any]:
+    """The items as they come.  Raises Invalid where the first has no such field."""
+    for count, item in enumerate(items):
+        if not count:
+            for name in names:
+                pick(plain(item), name, strict=True, option="select")
+        yield item
 
 
 def _column(name: str, columns: list[Column]) -> Column:

@@ -181,9 +181,10 @@ class Stops:
                 raise KeyboardInterrupt
             return
         if self._count == 1:
-            say(f"geres: cancelling {' '.join(self._ids)}; once more to force it")
+            say(f"geres: cancelling {' '.join(self._ids)}; once more leaves without waiting")
             self._ask(force=False)
         else:
+            say(f"geres: left; `geres why {self._ids[0]}` tells how it ends")
             self._ask(force=True, wait_seconds=2.0)
             raise KeyboardInterrupt
 

@@ -15,7 +15,7 @@ from geres.model.tasks import DryRun, SubmitTask
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
-@click.option("--stdin", is_flag=True, help="Give it a stdin that `geres attach` can write to.")
+@click.option("--stdin", is_flag=True, help="Give it a stdin that `geres attach --stdin` can write to.")
 @click.option("--json", is_flag=True, help="The stored task or job as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="No warnings.")
 @task_options
@@ -81,7 +81,9 @@ def show_dry_run(client: Any, work: Work, *, json: bool) -> None:
         return
     write_line(pretty_json(answer.spec))
     count = "" if work.rows is None else f" (the first of {len(work.rows)})"
-    say(f"geres: would go to job {answer.job}{count}: {answer.placement}")
+    own = work.job is None and (work.rows is not None or work.array is not None)
+    job = "a job of its own" if own else f"job {answer.job}"
+    say(f"geres: would go to {job}{count}: {answer.placement}")
     for rule in answer.rules:
         say(f"geres: rule: {rule}")
     warn(answer.warnings)
