@@ -184,8 +184,13 @@ def _on_node(facts: TaskFacts, now_us: int) -> Why:
 def _time_use(ran: float, about: Task, facts: TaskFacts) -> str:
     limit = facts.task.spec.time_limit_seconds
     if limit is None:
-        return f"runs since {about.started_at}, with no time limit"
-    return f"runs since {about.started_at}: {show_duration(ran)} of its limit of {show_duration(limit)}"
+        return f"runs for {show_duration(ran)}, with no time limit"
+    return f"runs for {show_duration(ran)} of its limit of {show_duration(limit)}"
+
+
+def _moment(text: str) -> str:
+    """A moment for people: whole seconds, and the zone."""
+    return f"{text[:19].replace('T', ' ')} UTC"
 
 
 def _ended(facts: TaskFacts) -> Why:
@@ -274,7 +279,7 @@ async def job(context: Context, caller: Caller, job_id: int) -> Why:
         id=about.id,
         state=about.state,
         summary=summary,
-        lines=[f"since {about.state_since}"],
+        lines=[f"since {_moment(about.state_since)}"],
         groups=groups,
         next_command=_next_of_job(facts),
     )
