@@ -42,7 +42,7 @@ _NEXT = (
     ("geres run hostname", "run a command on it, as if it ran here"),
     ("geres submit --array 1-10 -- sh -c 'sleep {}'", "ten tasks in one job"),
     ("geres top", "watch them"),
-    ("geres why 1.1", "why a task is as it is"),
+    ("geres why 1.1", "why a task is as it is: waiting, failed or done"),
     ("geres down", "stop the cluster"),
 )
 
@@ -169,14 +169,17 @@ def _dead_letters(console: Console, client: Client) -> bool:
                 written = b"".join(client.logs(task.id, stream=stream, attempt=attempt.attempt))
                 lines += [f"  {stream}: {line}" for line in written.decode(errors="replace").splitlines()]
         lines += [f"  why: {why.summary}", *(f"  {line}" for line in why.lines)]
-        if why.next_command:
-            lines.append(f"  next: {why.next_command}")
         console.print("\n".join(f"  {line}" for line in lines), markup=False, soft_wrap=True)
     return [(task.exit_code, task.attempt) for task in dead] == [(3, 2)]
 
 
 def _say_next(console: Console) -> None:
     console.print("\n[bold]what to try next[/bold]")
+    if shutil.which("geres") is None:  # as after `make demo`: the environment is not active
+        folder = os.path.relpath(Path(sys.executable).parent)
+        console.print(
+            f'  export PATH="$PWD/{escape(folder)}:$PATH"', "so that your shell finds geres", soft_wrap=True
+        )
     width = max(len(command) for command, _ in _NEXT)
     for command, words in _NEXT:
         console.print(f"  {escape(command.ljust(width))}  {words}", soft_wrap=True)
@@ -225,8 +228,9 @@ def _connect(home: Path, keeper: subprocess.Popen[bytes]) -> Client:
         except GeresError:
             pass  # not there yet
         if keeper.poll() is not None or time.monotonic() > deadline:
-            said = (home / "demo.log").read_text(errors="replace").strip()
-            raise Unreachable(f"the demo's cluster did not start: {said or 'it said nothing'}")
+            said = (home / "demo.log").read_text(errors="replace").strip().splitlines()
+            last = said[-1].removeprefix("geres: ") if said else "it said nothing"
+            raise Unreachable(f"the demo's cluster did not start: {last}")
         time.sleep(0.05)
 
 
