@@ -162,6 +162,30 @@ async def test_input_that_was_taken_is_counted_across_agents(server: Server, age
     assert (await gather(server, again))[0] == b"world"
 
 
+async def test_input_that_waits_in_the_supervisor_is_not_asked_for_again(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    go = tmp_path / "go"
+    await server.assign(server.spec(shell=f"while [ ! -e {go} ]; do sleep 0.02; done; wc -c", stdin=True), 1)
+    name = await server.stream(1, with_stdin=True)
+    assert await server.heard(name) == ["in", 0]
+    for _ in range(3):  # more than a pipe holds
+        await server.say(name, "i", b"x" * 65536)
+
+    async def taken() -> int:
+        return int((await server.heard(await server.stream(1, with_stdin=True)))[1])
+
+    async with asyncio.timeout(20):
+        while (count := await taken()) < 3 * 65536:
+            pass
+    again = await server.stream(1, f"from=begin&in={count}", with_stdin=True)
+    await server.say(again, "eof")
+    go.touch()
+    out, _, _ = await gather(server, again)
+
+    assert count == int(out) == 3 * 65536
+
+
 async def test_a_stream_of_an_attempt_that_is_not_here_ends_at_once(server: Server, agent: Agent) -> None:
     name = await server.stream(77)
 

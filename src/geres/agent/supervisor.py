@@ -404,7 +404,7 @@ class Supervisor:
             self._poll.modify(self._agent, select.EPOLLIN)
 
     def _lend(self, caller: socket.socket, key: Key) -> None:
-        """Answer with (state or None, stdin bytes written, streams, folder, output limit, begins) and files.
+        """Answer with (state or None, stdin bytes taken, streams, folder, output limit, begins) and files.
 
         `streams` says which files: "oe", "o" or "e"; `begins` where in each the attempt's output begins.
         """
@@ -422,7 +422,8 @@ class Supervisor:
                         begins.append(file.begin)
             folder = attempt.slot.path if attempt.slot is not None else None
             limit = attempt.spec.output_limit_bytes
-            answer = (attempt.state, attempt.stdin_written, streams, folder, limit, begins)
+            taken = attempt.stdin_written + len(attempt.stdin_pending)
+            answer = (attempt.state, taken, streams, folder, limit, begins)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
         try:
             caller.sendmsg([pack(answer)], rights)
