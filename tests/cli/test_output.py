@@ -15,6 +15,7 @@ from geres.cli.output import (
     pick,
     plain,
     print_list,
+    show_number,
     show_time,
     table_lines,
 )
@@ -105,6 +106,12 @@ def test_values_of_structs_are_found_by_dotted_names():
     assert pick({"list": [{"a": 1}]}, "list.0.a") == 1
     assert pick({"usage": None}, "usage.wall_seconds") is None
     assert pick(plain(Usage(max_rss_bytes=7)), "max_rss_bytes") == 7
+
+
+def test_large_numbers_are_shown_whole(capsys):
+    assert [show_number(value) for value in (None, 0.5, 2.0, 1_000_000)] == ["", "0.5", "2", "1000000"]
+    print_list(Style(), [{"id": "a", "value": 7_776_000.0}], [Column("value", "VALUE")])
+    assert capsys.readouterr().out.split() == ["VALUE", "7776000"]
 
 
 def test_times_are_local_or_utc(monkeypatch):

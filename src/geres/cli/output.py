@@ -286,7 +286,7 @@ def show_bytes(value: int | None) -> str:
 
 
 def show_number(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+    return "" if value is None else f"{value:.15g}"
 
 
 def colour(text: str, stream: IO[str] | None = None) -> str:
@@ -400,7 +400,7 @@ def _cell(column: Column, row: Any, style: Style) -> str:
     if column.show is not None:
         return escape(column.show(row if column.of_row else value))
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.15g}"
     if isinstance(value, (dict, list)):
         return escape(msgspec.json.encode(value).decode()) if value else ""
     return "" if value is None else escape(str(value))
