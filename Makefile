@@ -18,7 +18,7 @@ environment: $(VENV)/.ready ## make .venv with all that development needs
 $(VENV)/.ready: requirements-dev.txt pyproject.toml .ci/environment
 	@VENV=$(VENV) .ci/environment
 
-demo: environment ## run 1,000 tasks on real files and check the result
+demo: environment ## run more than 1,000 tasks on real files, check every result
 	@$(BIN)/geres demo
 
 test: environment ## run all tests but the slow ones (TESTS=tests/store for some of them)
