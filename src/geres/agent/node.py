@@ -27,6 +27,7 @@ class Following:
     """For those who follow an attempt: a bell for what happens to it, and its end."""
 
     def __init__(self) -> None:
+        self.count = 0
         self.bell = asyncio.Event()
         self.end: Ended | None = None
 
@@ -153,6 +154,7 @@ class Node:
             key = (name[0], name[1])
             self.attempts.pop(key, None)
             self._running_since.pop(key, None)
+            self.stdin_given.pop(key, None)
             report = self.ended.pop(key, None)
             self._to_send.pop(key, None)
             self._sent_at.pop(key, None)
@@ -186,7 +188,8 @@ class Node:
             self._upkeep.measure(frame[1], self._over_disk)
         elif what == "stdin":
             key = tuple(frame[1])
-            self.stdin_given[key] = frame[2]
+            if self.attempts.get(key) in (WAITING, RUNNING):  # its start may be told later
+                self.stdin_given[key] = frame[2]
             if (bell := self._stdin_bells.pop(key, None)) is not None:
                 bell.set()
         elif what == "list":
@@ -276,12 +279,15 @@ class Node:
         if following is None:
             following = self._following[key] = Following()
             following.end = self.ended.get(key)
+        following.count += 1
         return following
 
     def unfollow(self, key: AttemptKey) -> None:
-        """Others who follow it keep what they have; it is forgotten with the attempt's end."""
-        if self.attempts.get(key) in (None, ENDED):
-            self._following.pop(key, None)
+        """To be called once for each `follow`; with the last one nothing of it is kept."""
+        following = self._following[key]
+        following.count -= 1
+        if not following.count:
+            del self._following[key]
 
     def stdin_bell(self, key: AttemptKey) -> asyncio.Event:
         """Rings once, when the task has taken input or takes none any more."""

@@ -80,10 +80,7 @@ class Running:
 
     def acknowledge(self, keys: list[Key]) -> None:
         for key in keys:
-            end = self.ended.pop(key, None)
-            if end is not None:
-                self._held_bytes -= _held(end)
-                self.journal.forgotten.append(key)
+            self._forget_end(key)
 
     def recall(self, keys: list[Key]) -> None:
         """Give back what has not started."""
@@ -124,8 +121,7 @@ class Running:
     def kill_silently(self, keys: list[Key]) -> None:
         """End attempts that the store does not know; nothing is reported."""
         for key in keys:
-            if self.ended.pop(key, None) is not None:
-                self.journal.forgotten.append(key)
+            self._forget_end(key)
             attempt = self.attempts.get(key)
             if attempt is None:
                 continue
@@ -412,6 +408,12 @@ class Running:
         self._held_bytes += _held(end)
         self.journal.ended.append(end)
         self.new_ended.append(end)
+
+    def _forget_end(self, key: Key) -> None:
+        end = self.ended.pop(key, None)
+        if end is not None:
+            self._held_bytes -= _held(end)
+            self.journal.forgotten.append(key)
 
     def _give_back(self, attempt: Attempt) -> None:
         self._finish(attempt, GIVEN_BACK, 0, None)
