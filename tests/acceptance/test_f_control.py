@@ -89,7 +89,7 @@ def test_u082_one_that_ignores_term_is_killed_after_its_grace(cluster):
 
 def test_u083_a_chosen_signal_reaches_the_whole_group(cluster):
     inner = "sh -c 'trap \"echo inner\" HUP; echo $$; sleep 999 & wait'"
-    script = f"trap 'echo outer; exit 8' HUP; {inner} & wait; wait"
+    script = f"trap 'echo outer; wait; exit 8' HUP; {inner} & wait; wait"
     task, _ = running_process(cluster, "--", "sh", "-c", script)
 
     cluster.run("cancel", "--signal", "SIGHUP", task, check=True)

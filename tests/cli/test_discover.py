@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -133,12 +135,39 @@ def test_a_missing_token_and_a_broken_address_are_told(home):
         locate()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_the_home_of_another_account_is_told(home):
-    write_address(home)
-    (home / "token").chmod(0)
-    with pytest.raises(GeresError, match="belongs to another account"):
-        locate()
+def test_the_home_of_another_account_is_told(monkeypatch):
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        home.chmod(0o755)  # the folders of pytest are closed to others from the top
+        monkeypatch.setenv("GERES_HOME", folder)
+        monkeypatch.setenv("XDG_CONFIG_HOME", folder)
+        write_address(home)
+        (home / "address.json").chmod(0o644)
+        (home / "token").chmod(0)
+        assert f"{home / 'token'} belongs to another account" in as_nobody(locate)
+
+
+def as_nobody(look: Callable[[], object]) -> str:
+    """What a process of another account is told; root reads everything."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        told = "nothing"
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setresgid(65534, 65534, 65534)
+                os.setresuid(65534, 65534, 65534)
+            look()
+        except GeresError as error:
+            told = str(error)
+        finally:
+            os.write(writer, told.encode())
+            os._exit(0)
+    os.close(writer)
+    os.waitpid(pid, 0)
+    with open(reader) as told:
+        return told.read()
 
 
 def test_an_address_that_is_none_is_refused(geres):
