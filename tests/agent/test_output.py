@@ -65,6 +65,40 @@ async def test_an_upload_is_taken_up_by_the_next_agent(server: Server, agent: Ag
     assert server.blobs[upload(1)].endswith(b"\n10000\n")
 
 
+async def test_an_output_that_vanishes_during_its_upload_does_not_hold_up_the_end(
+    server: Server, agent: Agent
+) -> None:
+    server.refuses_uploads = True
+    await server.assign(server.spec("seq", "10000"), 1)
+    [end] = await server.until(lambda: agent.supervisor()["ended"])
+    await server.until(lambda: "could not be uploaded" in agent.log)
+
+    Path(end[10][2]).unlink()
+
+    report = await server.end_of(1, seconds=10)
+    assert report.outcome == "succeeded"
+    assert report.stdout.endswith(b"\n10000\n")
+    assert report.stdout_blob is None
+    assert "stdout" in (report.message or "")
+
+
+async def test_an_output_that_cannot_be_reached_does_not_end_the_agent(server: Server, agent: Agent) -> None:
+    server.refuses_uploads = True
+    await server.assign(server.spec("seq", "10000"), 1)
+    [end] = await server.until(lambda: agent.supervisor()["ended"])
+    agent.kill()
+    folder = Path(end[10][2]).parent
+    (folder / "stdout").unlink()
+    folder.rmdir()
+    folder.touch()  # even root cannot read below it
+    server.refuses_uploads = False
+
+    agent.start()
+
+    assert (await server.end_of(1, seconds=10)).stdout.endswith(b"\n10000\n")
+    assert (await server.run(2, "true")).outcome == "succeeded"
+
+
 async def test_of_output_over_the_limit_the_beginning_a_line_and_the_end_are_kept(
     server: Server, agent: Agent
 ) -> None:

@@ -77,12 +77,22 @@ def large_files(end: tuple[Any, ...]) -> dict[str, str]:
     return found
 
 
+class Unreadable(Exception):
+    """An output file that is gone, shorter than it was, or not ours to read: another try does not help."""
+
+
 class Kept:
-    """What is kept of one output file: all up to `limit`, else its beginning, a line and its end."""
+    """What is kept of one output file: all up to `limit`, else its beginning, a line and its end.
+
+    Raises Unreadable.
+    """
 
     def __init__(self, path: str, limit: int) -> None:
         self._path = path
-        self.size = os.stat(path).st_size
+        try:
+            self.size = os.stat(path).st_size
+        except OSError as error:
+            raise Unreadable(error.strerror) from None
         head = min(HEAD_BYTES, limit // 2)
         if self.size <= limit:
             self._parts = [(0, self.size)]
@@ -98,12 +108,18 @@ class Kept:
         return sum(length for _, length in self._parts) + len(self._marker)
 
     def pieces(self, size: int = 1 << 16) -> Any:
-        """Its bytes, in pieces."""
-        with open(self._path, "rb") as file:
-            for number, (start, length) in enumerate(self._parts):
-                if number:
-                    yield self._marker
-                file.seek(start)
-                while length > 0 and (piece := file.read(min(size, length))):
-                    length -= len(piece)
-                    yield piece
+        """Its bytes, in pieces.  Raises Unreadable."""
+        try:
+            with open(self._path, "rb") as file:
+                for number, (start, length) in enumerate(self._parts):
+                    if number:
+                        yield self._marker
+                    file.seek(start)
+                    while length > 0:
+                        piece = file.read(min(size, length))
+                        if not piece:
+                            raise Unreadable("it is shorter than it was")
+                        length -= len(piece)
+                        yield piece
+        except OSError as error:
+            raise Unreadable(error.strerror) from None

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
-from geres.agent.ends import Kept
+from geres.agent.ends import Kept, Unreadable
 from geres.model.ids import show_task
 from geres.model.tasks import INLINE_OUTPUT_BYTES
 from geres.model.wire import Ended
@@ -41,7 +41,7 @@ class Uploader:
     async def upload(self, report: Ended, files: dict[str, str], limit: int) -> None:
         """Bring the files to the server and note in the report where they are.  Tries until it is done.
 
-        A file that is gone, or that the server refuses, leaves the last of the output in the report.
+        A file that cannot be read, or that the server refuses, leaves the last of the output in the report.
         """
         for stream, path in files.items():
             try:
@@ -50,7 +50,9 @@ class Uploader:
                     setattr(report, stream, b"".join(kept.pieces()))
                     continue
                 blob = await self._until_done(report, stream, kept)
-            except (FileNotFoundError, Refused) as error:
+            except (Unreadable, Refused) as error:
+                if isinstance(error, Unreadable) and report.message is None:
+                    report.message = f"only the last of its {stream} is kept: the file cannot be read: {error}"
                 log.warning("the %s of %s stays here: %s", stream, show_task(report.task), error)
                 continue
             setattr(report, f"{stream}_blob", blob)
@@ -61,13 +63,13 @@ class Uploader:
         while True:
             try:
                 return await anyio.to_thread.run_sync(partial(self._put, path, kept), limiter=self._limiter)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
                 log.info("an output could not be uploaded, next try in %.1f s: %s", pause, error)
                 await anyio.sleep(pause * self._jitter(0.8, 1.2))
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def _put(self, path: str, kept: Kept) -> str:
-        """Blocking.  Raises Refused, or OSError and HTTPException where another try may help."""
+        """Blocking.  Raises Refused, Unreadable, or another error where another try may help."""
         host, port = self._url.hostname or "", self._url.port
         connection: http.client.HTTPConnection
         if self._url.scheme == "https":
