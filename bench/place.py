@@ -59,9 +59,9 @@ def run_commands(client: geres.Client, count: int, job: str | None = None) -> fl
 def stored(client: geres.Client, job: geres.Job, count: int, seconds: float = 300.0) -> float:
     """Wait until all rows of an array are there; how long that took from now."""
     begun = time.perf_counter()
-    while (counts := job.counts).not_yet or counts.queued < count:
+    while missing := job.counts.not_yet:
         if time.perf_counter() - begun > seconds:
-            raise TimeoutError(f"{counts.not_yet} of {count} rows are missing after {seconds} s")
+            raise TimeoutError(f"{missing} of {count} rows are missing after {seconds} s")
         time.sleep(0.05)
     return time.perf_counter() - begun
 
