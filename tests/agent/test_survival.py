@@ -37,6 +37,22 @@ async def test_tasks_outlive_their_agent_and_the_next_one_takes_them_over(
     assert marks.read_text() == "x\n", "it ran once"
 
 
+async def test_the_gpus_of_attempts_are_known_on_the_next_connection_and_to_the_next_agent(
+    server: Server, agent: Agent
+) -> None:
+    await server.assign(server.spec("sleep", "60"), 1, gpu_ids=[0, 3])
+    await server.assign(server.spec("sleep", "60"), 2)
+    await server.assign(server.spec("true"), 3, gpu_ids=[1])
+    await server.start_of(1)
+    await server.end_of(3)
+
+    await server.peer.close()
+    assert (await server.connected(2)).hello.gpu_ids == [(TASK + 1, 1, [0, 3])]
+    agent.kill()
+    agent.start()
+    assert (await server.connected(3)).hello.gpu_ids == [(TASK + 1, 1, [0, 3])]
+
+
 async def test_an_end_while_no_agent_lives_is_reported_by_the_next_one(
     server: Server, agent: Agent, tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ class Attempt:
         "ended_us",
         "env",
         "err",
+        "gpu_ids",
         "group",
         "has_room",
         "key",
@@ -113,8 +114,10 @@ class Attempt:
         self.env: dict[bytes, bytes] | None = None
         self.stdout = spec.stdout
         self.stderr = spec.stderr
+        self.gpu_ids: list[int] = []  # not looked at here: for the next agent
         if extra is not None:
             self.env = extra.get("env")
+            self.gpu_ids = extra.get("gpu_ids", [])
             self.stdout = extra.get("stdout", spec.stdout)
             self.stderr = extra.get("stderr", spec.stderr)
         self.arrived = now

@@ -105,7 +105,8 @@ class Channel:
         await node.listed.wait()
         async with open_websocket(self._url, "/v1/agents", self._token, 20.0) as socket:
             attempts, running = node.keys()
-            await socket.send(encode(Frame(hello=hello(self._config, self._folder, attempts, running))))
+            greeting = hello(self._config, self._folder, attempts, running, node.gpu_ids())
+            await socket.send(encode(Frame(hello=greeting)))
             with anyio.fail_after(_WELCOME_SECONDS):
                 first = _read(await socket.recv())
             if first.welcome is None:

@@ -33,7 +33,13 @@ def node_name(config: AgentConfig) -> str:
     return config.name or socket.gethostname()
 
 
-def hello(config: AgentConfig, folder: Path, attempts: list[AttemptKey], running: list[AttemptKey]) -> Hello:
+def hello(
+    config: AgentConfig,
+    folder: Path,
+    attempts: list[AttemptKey],
+    running: list[AttemptKey],
+    gpu_ids: list[tuple[int, int, list[int]]],
+) -> Hello:
     return Hello(
         protocol=PROTOCOL,
         version=geres.__version__,
@@ -56,6 +62,7 @@ def hello(config: AgentConfig, folder: Path, attempts: list[AttemptKey], running
         running=running,
         pool=config.pool,
         slots=config.slots,
+        gpu_ids=gpu_ids,
     )
 
 

@@ -47,6 +47,7 @@ class Node:
         self.ended: dict[AttemptKey, Ended] = {}  # reported or to be reported, not acknowledged
         self.started: list[tuple[int, int, int]] = []  # to be sent
         self._running_since: dict[AttemptKey, int] = {}
+        self._gpu_ids: dict[AttemptKey, list[int]] = {}
         self.asked: list[tuple[int, int, str]] = []
         self._to_send: dict[AttemptKey, None] = {}
         self._sent_at: dict[AttemptKey, float] = {}
@@ -100,6 +101,8 @@ class Node:
                 self._end_here(Ended(*key, "given_back"))
             elif (start := self._start(assign)) is not None:
                 self.attempts[key] = WAITING
+                if assign.gpu_ids:
+                    self._gpu_ids[key] = assign.gpu_ids
                 starts.append(start)
         if starts:
             self.link.send(("start", starts))
@@ -154,6 +157,7 @@ class Node:
             key = (name[0], name[1])
             self.attempts.pop(key, None)
             self._running_since.pop(key, None)
+            self._gpu_ids.pop(key, None)
             self.stdin_given.pop(key, None)
             report = self.ended.pop(key, None)
             self._to_send.pop(key, None)
@@ -206,6 +210,7 @@ class Node:
         waiting: list[AttemptKey],
         running: list[tuple[int, int, int, int, int]],
         ended: list[tuple[Any, ...]],
+        gpu_ids: list[tuple[int, int, list[int]]] | None = None,
     ) -> None:
         """A (new) connection to the supervisor begins with all that it has."""
         here = {key: ENDED for key in self.attempts if key in self.ended or key in self._uploads}
@@ -214,6 +219,7 @@ class Node:
         self._running_since = {(entry[0], entry[1]): entry[3] for entry in running}
         self.attempts |= dict.fromkeys(self._running_since, RUNNING)
         self.started = [(*key, started_us) for key, started_us in self._running_since.items()]
+        self._gpu_ids = {(task, attempt): ids for task, attempt, ids in gpu_ids or []}
         for end in ended:
             self._take_end(end)
         for key in gone:
@@ -248,6 +254,7 @@ class Node:
     def _over(self, key: AttemptKey) -> None:
         self.attempts[key] = ENDED
         self._running_since.pop(key, None)
+        self._gpu_ids.pop(key, None)
         self.stdin_given.pop(key, None)
         self._notify(key)
 
@@ -324,6 +331,10 @@ class Node:
     def keys(self) -> tuple[list[AttemptKey], list[AttemptKey]]:
         """(all attempts, those that run), for a hello."""
         return list(self.attempts), [key for key, state in self.attempts.items() if state == RUNNING]
+
+    def gpu_ids(self) -> list[tuple[int, int, list[int]]]:
+        """(task, attempt, gpus) of the attempts that have some, for a hello."""
+        return [(*key, ids) for key, ids in self._gpu_ids.items()]
 
     def unreported(self) -> list[AttemptKey]:
         """The attempts that the server believes to be here: all whose end it has not been sent."""

@@ -120,6 +120,7 @@ class Orders:
         if assign.gpu_ids:
             ids = ",".join(map(str, assign.gpu_ids)).encode()
             env[b"GERES_GPUS"] = env[b"CUDA_VISIBLE_DEVICES"] = ids
+            extra["gpu_ids"] = assign.gpu_ids
         if env:
             extra["env"] = env
         words = None if argv is None else [_bytes(word) for word in (*self._wrap, *argv)]

@@ -344,6 +344,7 @@ class Supervisor:
                 (*a.key, a.pid, a.started_us, a.stdin_written) for a in attempts if a.state is not WAITING
             ],
             "ended": list(running.ended.values()),
+            "gpu_ids": [(*a.key, a.gpu_ids) for a in attempts if a.gpu_ids],
         }
 
     def _stop_all(self, grace: float, now: float) -> None:
