@@ -52,7 +52,7 @@ class Uploader:
                 blob = await self._until_done(report, stream, kept)
             except (Unreadable, Refused) as error:
                 if isinstance(error, Unreadable) and report.message is None:
-                    report.message = f"only the last of its {stream} is kept: the file cannot be read: {error}"
+                    report.message = f"only the last of its {stream} is kept: its file: {error}"
                 log.warning("the %s of %s stays here: %s", stream, show_task(report.task), error)
                 continue
             setattr(report, f"{stream}_blob", blob)
