@@ -73,7 +73,7 @@ async def test_an_output_that_vanishes_during_its_upload_does_not_hold_up_the_en
     [end] = await server.until(lambda: agent.supervisor()["ended"])
     await server.until(lambda: "could not be uploaded" in agent.log)
 
-    output = Path(end[10][2])
+    output = agent.home / end[10][2]
     output.unlink()
 
     report = await server.end_of(1, seconds=10)
