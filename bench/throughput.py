@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import geres
@@ -79,12 +80,19 @@ def _against_spawn(client: geres.Client, count: int, place: Place) -> Pairs:
 
 
 def _behind(client: geres.Client, job: geres.Job, count: int, place: Place) -> Pairs:
-    """The backlog may start only while the commands run, or it would spoil the floor."""
+    """Ends of both a second: while the commands are on their way in, the backlog has the node.
+
+    It may start only while they run, or it would spoil the floor.
+    """
 
     def figure() -> float:
+        before = job.refresh().info.finished
         job.enable()
+        begun = time.perf_counter()
         try:
-            return run_commands(client, count)
+            run_commands(client, count)
+            seconds = time.perf_counter() - begun
+            return (count + job.refresh().info.finished - before) / seconds
         finally:
             job.disable(running="terminate")
 
