@@ -254,7 +254,7 @@ async def test_an_agent_told_to_stop_its_tasks_ends_them_reports_them_and_leaves
     agent.process.send_signal(signal.SIGTERM)
 
     end = await server.end_of(1)
-    assert (end.outcome, end.reason) == ("cancelled", "requested")
+    assert (end.outcome, end.reason) == ("failed", "node_stopped")
     assert agent.process.wait(10) == 0
     until(lambda: not psutil.pid_exists(leader))
     until(lambda: not agent.supervisor())

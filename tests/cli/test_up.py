@@ -229,6 +229,21 @@ def test_what_was_stored_is_there_after_down_and_up_and_gone_after_purge(home):
     assert [path.name for path in home.iterdir()] == ["mine.txt"]
 
 
+def test_what_down_stopped_starts_anew_with_the_next_up(home):
+    up(home)
+    task = geres(home, "submit", "--", "sleep", "62.3").stdout.strip()
+    shown = ("task", "show", task, "--format", "{state} {attempt} {requeue_count} {retry_count}")
+    eventually(lambda: "running" in geres(home, *shown).stdout)
+
+    assert geres(home, "down", "--now").returncode == 0
+    up(home)
+
+    eventually(lambda: geres(home, *shown).stdout == "running 2 1 0\n")
+    geres(home, "cancel", task)
+    assert geres(home, "wait", task).returncode == 130
+    geres(home, "down")
+
+
 def test_the_python_module_is_the_command_too(home):
     done = subprocess.run([sys.executable, "-m", "geres", "version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "geres 0.1.0\n")

@@ -387,7 +387,7 @@ class Node:
     def stop_tasks(self, keys: Iterable[AttemptKey], grace: float) -> None:
         for key in list(keys):
             if self.attempts.get(key) in (WAITING, RUNNING):
-                self.end(key, ("cancelled", "requested", "geres was stopped on this node"), grace)
+                self.end(key, ("failed", "node_stopped", "geres was stopped on this node"), grace)
 
     def names(self) -> list[str]:
         return [show_task(task) for (task, _), state in self.attempts.items() if state == RUNNING]

@@ -352,7 +352,7 @@ class Supervisor:
         running = self._running
         running.recall_all()
         for key in list(running.attempts):
-            running.stop(key, ("cancelled", "requested", "geres was stopped on this node"), grace, now)
+            running.stop(key, ("failed", "node_stopped", "geres was stopped on this node"), grace, now)
 
     # -- reports
 

@@ -50,6 +50,8 @@ def after_end(ended: Ended, before: Before, spec: TaskSpec, on_lost: str | None,
         return Next(TaskState.QUEUED, Reason.REQUESTED, "stopped and queued again on request", requeue=1)
     if ended.outcome == "cancelled" or before.asked == "cancel":
         return Next(TaskState.CANCELLED, ended.reason or Reason.REQUESTED, ended.message)
+    if ended.reason == Reason.NODE_STOPPED and (on_lost or spec.on_lost) != "fail":
+        return Next(TaskState.QUEUED, ended.reason, ended.message, requeue=1)
     if ended.reason in LOST:
         return _after_loss(ended, before, on_lost or spec.on_lost)
     if _may_retry(spec.retry, before.retry_count):

@@ -15,7 +15,7 @@ import msgspec
 
 from geres.model.ids import job_of
 from geres.model.lifecycle import LOST, Before, Next, after_end
-from geres.model.states import TaskState
+from geres.model.states import Reason, TaskState
 from geres.model.tasks import KnownSpec, TaskSpec
 from geres.model.wire import AttemptKey, Ended
 from geres.store.database import Tx, batch
@@ -321,8 +321,8 @@ def _specs_of_failures(tx: Tx, accepted: list[tuple[int, Ended, Any]]) -> dict[i
 
 
 def _on_lost(tx: Tx, accepted: list[tuple[int, Ended, Any]]) -> dict[int, str]:
-    """What jobs say about lost nodes, of those that lost tasks."""
-    ids = sorted({job_of(task.id) for _, report, task in accepted if report.reason in LOST})
+    """What jobs say about lost nodes, of those whose tasks a node gave up."""
+    ids = sorted({job_of(task.id) for _, report, task in accepted if report.reason in _NODE_REASONS})
     return dict(tx.rows("on_lost_of_jobs", job_ids=ids)) if ids else {}
 
 
@@ -334,6 +334,7 @@ def _decide(report: Ended, task: Any, specs: dict[int, TaskSpec], on_lost: str |
     return after_end(report, before, spec, on_lost, now_us=now_us)
 
 
+_NODE_REASONS = LOST | {Reason.NODE_STOPPED}
 _NO_RETRY = TaskSpec()
 
 
