@@ -29,6 +29,7 @@ from geres.store import tasks
 log = logging.getLogger("geres.attach")
 
 _POLL_SECONDS = 1.0
+_SILENT_SECONDS = 5.0  #: of a node, before its task is looked up again
 _STREAMS = {"o": "stdout", "e": "stderr"}
 
 
@@ -115,7 +116,16 @@ class _Attachment:
                 self._opened = anyio.Event()
 
     async def _pass_through(self, agent: Socket) -> bool:
-        while (frame := await agent.read()) is not None:
+        while True:
+            frame: Frame | None = None
+            with anyio.move_on_after(_SILENT_SECONDS) as silence:
+                frame = await agent.read()
+            if silence.cancelled_caught:
+                if not await self._is_there():
+                    return True  # its node vanished without a word, and the task was taken back
+                continue
+            if frame is None:
+                return not await self._is_there()
             kind = frame[0]
             if kind == "end":
                 return True  # the store says how the task ended, or that it is tried again
@@ -123,8 +133,11 @@ class _Attachment:
                 self._seen[kind] += len(frame[1])
             if not await self._client.write(frame):
                 return True
+
+    async def _is_there(self) -> bool:
+        """True while the attempt that is passed through is on its node."""
         place = await self._context.db.read(tasks.place, self._caller, self._key)
-        return place.attempt != self._attempt or not place.state.on_node
+        return place.attempt == self._attempt and place.state.on_node
 
     async def _tell_state(self, state: str) -> None:
         if state != self._state:
