@@ -357,3 +357,16 @@ def test_a_turn_beside_a_submit_does_not_put_its_lane_to_rest(world: World) -> N
     world.db.call(submit_slowly)
 
     assert world.assign(node) == [("1.2", 1)]
+
+
+def test_a_job_whose_tasks_were_skipped_for_a_parent_has_not_gone_well(world: World) -> None:
+    [parent] = world.submit()
+    job = world.job(name="later", on_all_complete="terminate")
+    world.submit(2, job=job, after=[parent])
+    node = world.connect()
+    world.assign(node)
+
+    world.turn(node, ended=[ended(parent, 1, "failed")])
+
+    row = world.row("SELECT * FROM job WHERE id = :id", id=int(job))
+    assert (row["state"], row["outcome"], row["skipped"]) == ("completed", "failed", 2)

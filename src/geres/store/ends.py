@@ -142,7 +142,7 @@ def _count(tx: Tx, job_id: int, ends: list[End], now_us: int) -> tuple[int, bool
     if done and (row["reason"] or "").startswith(CANCELLED):
         end_job(tx, job_id, row, reason=row["reason"], now_us=now_us, state=JobState.CANCELLED)
     elif done:
-        end_job(tx, job_id, row, reason="all_complete", now_us=now_us)
+        end_job(tx, job_id, row, reason="all_complete", now_us=now_us, with_ends=ends)
     return last, done
 
 
@@ -154,10 +154,17 @@ def end_job(
     reason: str,
     now_us: int,
     state: JobState = JobState.COMPLETED,
+    with_ends: Sequence[End] = (),
 ) -> None:
-    """Move a job with no open task to its final state, with the outcome that its counts give."""
-    bad = counts["failed"] + counts["cancelled"]
-    good = counts["succeeded"] + counts["skipped"]
+    """Move a job with no open task to its final state, with the outcome that its counts give.
+
+    `with_ends` are counted already, and their tasks not written yet.  Skipped for a parent is a failure.
+    """
+    for_parents = sum(end.reason == Reason.PARENT_FAILED for end in with_ends)
+    if counts["skipped"]:
+        for_parents += int(tx.value("skipped_for_parents", job_id=job_id))
+    bad = counts["failed"] + counts["cancelled"] + for_parents
+    good = counts["succeeded"] + counts["skipped"] - for_parents
     outcome = Outcome.OK if not bad else Outcome.SOME_FAILED if good else Outcome.FAILED
     tx.run("end_job", job_id=job_id, state=state, reason=reason, outcome=outcome, now_us=now_us)
 

@@ -218,5 +218,10 @@ SELECT job.failed + job.cancelled
               THEN 1 ELSE 0 END AS bad
   FROM job WHERE job.id = :job_id
 
+-- name: skipped_for_parents
+SELECT count(*) FROM task
+ WHERE id >= :job_id * 4294967296 AND id < (:job_id + 1) * 4294967296
+   AND state = 'skipped' AND reason = 'parent_failed'
+
 -- name: quarantine
 INSERT INTO quarantine (at, kind, key, body, error) VALUES (:now_us, :kind, :key, :body, :error)
