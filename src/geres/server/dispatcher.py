@@ -20,7 +20,7 @@ from geres.scheduling import credit
 from geres.scheduling.rooms import empty_room
 from geres.server import explaining, logs
 from geres.server.desk import Desk
-from geres.server.frames import argv_of, ask_action, ask_signal, facts_of, with_own_blobs
+from geres.server.frames import argv_of, ask_action, ask_signal, facts_of, only_attempts, with_own_blobs
 from geres.server.known import Known
 from geres.server.planner import TurnPlanner
 from geres.store import dispatching, nodes, servers
@@ -163,6 +163,7 @@ class Dispatcher:
         """Work through one frame of a node.  Ends free their room at once."""
         if desk.gone:
             return
+        only_attempts(frame)
         if frame.started:
             self._started += [(task, attempt, desk.node_id, at) for task, attempt, at in frame.started]
         for task, attempt, action in frame.asked:

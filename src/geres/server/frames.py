@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from geres.blobs.folder import output_key
-from geres.model.wire import Ended, Hello
+from geres.model.wire import Ended, Frame, Hello
 from geres.scheduling.rooms import Facts
 
 
@@ -46,6 +46,19 @@ def facts_of(hello: Hello) -> Facts:
         shared_paths=tuple(hello.shared_paths),
         slots=hello.slots,
     )
+
+
+def is_attempt(task: int, attempt: int) -> bool:
+    """False for numbers that no attempt can have, whatever an agent says."""
+    return 0 < task < 1 << 63 and 0 <= attempt < 1 << 31
+
+
+def only_attempts(frame: Frame) -> Frame:
+    """The frame without what it says of attempts that there cannot be: no store could look them up."""
+    frame.started = [row for row in frame.started if is_attempt(row[0], row[1])]
+    frame.asked = [row for row in frame.asked if is_attempt(row[0], row[1])]
+    frame.ended = [ended for ended in frame.ended if is_attempt(ended.task, ended.attempt)]
+    return frame
 
 
 def with_own_blobs(ended: Ended) -> Ended:
