@@ -221,9 +221,12 @@ async def test_a_late_reader_is_told_what_was_left_out(server: Server, agent: Ag
     until(lambda: output.stat().st_size == 60000000 and output.stat().st_blocks * 512 < 10 << 20)
 
     name = await server.stream(1)
+    kind, first = await server.heard(name)  # now the stream is open, and the task may end
     go.touch()
-    out, _, _ = await gather(server, name)
+    rest, _, _ = await gather(server, name)
+    out = first + rest
 
+    assert kind == "o"
     assert len(out) < 10 << 20
     assert b"bytes left out here]" in out
     assert b"\0" not in out
