@@ -13,7 +13,7 @@ from geres.model.states import NodeState, Reason, TaskState
 from geres.model.wire import AttemptKey, Ended, Hello
 from geres.store.database import Tx, batch
 from geres.store.sharing import pool_of
-from geres.store.turn import Turned, settle
+from geres.store.turn import LockedTask, Turned, settle
 
 _PIECE = 500
 
@@ -161,7 +161,7 @@ def lose(tx: Tx, *, lease_us: int, now_us: int, limit: int = 50) -> Turned:
 
 def _take_back(tx: Tx, node_id: int, done: Turned, now_us: int) -> None:
     rows = tx.all("attempts_to_take_back", node_id=node_id, limit=_PIECE)
-    tasks = [_Taken(**row) for row in rows]
+    tasks = [LockedTask(**row) for row in rows]
     reports = [
         (
             node_id,
@@ -173,26 +173,3 @@ def _take_back(tx: Tx, node_id: int, done: Turned, now_us: int) -> None:
     if reports:
         settle(tx, reports, done, now_us)
     done.more = done.more or len(rows) == _PIECE
-
-
-class _Taken(NamedTuple):
-    id: int
-    attempt: int
-    node_id: int
-    state: str
-    asked: str | None
-    lane_id: int
-    spec_id: int
-    retry_count: int
-    requeue_count: int
-    lost_count: int
-    round: int
-    is_parent: int
-    assigned_at: int | None
-    started_at: int | None
-    message: str | None
-
-
-def asked_of(tx: Tx, node_id: int) -> list[tuple[int, int, str, str | None]]:
-    """(task, attempt, asked, message) of what people asked of tasks on this node."""
-    return [(row[0], row[1], row[2], row[3]) for row in tx.rows("asked_of_node", node_id=node_id)]

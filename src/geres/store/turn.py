@@ -242,8 +242,8 @@ def _answer(tx: Tx, rows: list[tuple[int, int, int, str]], done: Turned, now_us:
         tx.run("forget_asked", batch=batch(row for row in rows if not row[3]))
 
 
-class _Reported(NamedTuple):
-    """A locked row of a task that was reported."""
+class LockedTask(NamedTuple):
+    """A locked row of a task that a node has, or had."""
 
     id: int
     attempt: int
@@ -267,8 +267,8 @@ def _end(tx: Tx, reports: list[tuple[int, Ended]], done: Turned, now_us: int) ->
     if not reports:
         return
     ids = sorted({report.task for _, report in reports})
-    tasks = {row[0]: _Reported(*row) for row in tx.rows("lock_reported_tasks", task_ids=ids)}
-    accepted: list[tuple[int, Ended, _Reported]] = []
+    tasks = {row[0]: LockedTask(*row) for row in tx.rows("lock_reported_tasks", task_ids=ids)}
+    accepted: list[tuple[int, Ended, LockedTask]] = []
     for node, report in reports:
         task = tasks.get(report.task)
         if task is not None and task.attempt == report.attempt and task.node_id == node:

@@ -76,8 +76,5 @@ UPDATE node SET server_id = NULL, lease_until = NULL WHERE id = :node_id AND epo
 -- After a server start or an outage of the store nothing is taken back for one lease.
 UPDATE node SET lease_until = :lease_until WHERE lease_until IS NOT NULL AND lease_until < :lease_until
 
--- name: asked_of_node
-SELECT id, attempt, asked, message FROM task WHERE node_id = :node_id AND asked IS NOT NULL ORDER BY id
-
 -- name: register_server
 INSERT INTO server (url, version, started_at, lease_until) VALUES (:url, :version, :now_us, :lease_until) RETURNING id
