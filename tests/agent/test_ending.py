@@ -9,10 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-import pytest
 
 from geres.agent.cgroups import MemoryGroups
 from tests.agent.world import Agent, Server, processes_with, until
+from tests.conftest import missing
 
 
 async def test_a_cancelled_task_hears_term_and_may_clean_up(server: Server, agent: Agent) -> None:
@@ -179,7 +179,7 @@ async def test_memory_groups_are_removed_with_their_tasks(
     await server.start_of(1)
     groups = memory_groups_of(agent.supervisor()["pid"])
     if not groups:
-        pytest.skip("no memory groups can be made here")
+        missing("no memory groups can be made here")
 
     go.touch()
     end = await server.end_of(1)
