@@ -74,6 +74,7 @@ class Dispatcher:
         )
         self.ask_bell = Doorbell()
         self._due = True  #: something may have become startable since the last turn
+        self._waiting = True  #: the last turn that dispatched left tasks queued
         self._looked_at = 0.0
         self._unsure = False  #: a turn may have assigned what no node was told
         self._losses_at_us = clock()
@@ -185,7 +186,8 @@ class Dispatcher:
         if held is not None:
             if ended.usage is not None and ended.outcome != "given_back":
                 self._learn(held.lane_id, ended.usage.wall_seconds)
-            self._due = desk.remove(key) or self._due or desk.lanes.get(held.lane_id) is not None
+            freed = desk.remove(key) or desk.lanes.get(held.lane_id) is not None
+            self._due = self._due or (freed and self._waiting)
         if (desk.node_id, key) not in self._reported:
             self._reported[(desk.node_id, key)] = None
             self._ended.append((desk.node_id, with_own_blobs(ended)))
@@ -277,6 +279,8 @@ class Dispatcher:
             log.exception("a turn failed; looking for the report that it cannot digest")
             await self._halve(work)
             return True
+        if work.pools:
+            self._waiting = done.waiting
         await self._apply(work, done)
         return done.more or bool(self._ended or self._started)
 
@@ -287,6 +291,7 @@ class Dispatcher:
         started = [row for row in self._started if (row[0], row[1]) not in ends]
         asked, self._asked_done, self._started = self._asked_done, [], []
         pools = sorted({desk.pool_id for desk in self.desks.values()}) if due else []
+        self._waiting = self._waiting or due  # who knows what this turn will leave
         return Gathered(
             {desk.node_id: desk.epoch for desk in self.desks.values()}, pools, started, asked, ended
         )

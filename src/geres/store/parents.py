@@ -21,11 +21,31 @@ class Parents:
     tasks: list[int] = field(default_factory=list)
     jobs: list[int] = field(default_factory=list)
     open: int = 0
-    failed: str | None = None  #: the id of one that did not succeed
+    failed_tasks: list[int] = field(default_factory=list)  #: that have ended, and not well
+    failed_jobs: list[int] = field(default_factory=list)
+
+    @property
+    def failed(self) -> str | None:
+        """The id of one that did not succeed."""
+        if self.failed_tasks:
+            return show_task(self.failed_tasks[0])
+        return str(self.failed_jobs[0]) if self.failed_jobs else None
 
 
-def lock_parents(tx: Tx, caller: Caller, after: Sequence[str], job_id: int) -> Parents:
-    """Lock what the new tasks of a job wait for, so that none ends unseen.  Raises NotFound, Invalid."""
+def parent_ids(tx: Tx, caller: Caller, after: Sequence[str]) -> list[str]:
+    """The ids that these references mean now; a name may mean another job later.  Raises NotFound."""
+    return [
+        ref if parse_task(ref) is not None else str(find_job(tx, caller, ref, now_us=0)) for ref in after
+    ]
+
+
+def lock_parents(
+    tx: Tx, caller: Caller, after: Sequence[str], job_id: int | None, *, refuse: bool = True
+) -> Parents:
+    """Lock what the new tasks of a job wait for, so that none ends unseen.
+
+    Raises NotFound, and with `refuse` Invalid where one has ended without success.
+    """
     parents = Parents()
     if not after:
         return parents
@@ -33,7 +53,7 @@ def lock_parents(tx: Tx, caller: Caller, after: Sequence[str], job_id: int) -> P
     job_refs = [ref for ref in after if parse_task(ref) is None]
     _lock_tasks(tx, caller, task_ids, parents)
     _lock_jobs(tx, caller, job_refs, parents, job_id)
-    if parents.failed:
+    if parents.failed and refuse:
         raise Invalid(
             f"after: {parents.failed} has ended without success, so this would never start; rerun it first",
             field="after",
@@ -53,17 +73,17 @@ def _lock_tasks(tx: Tx, caller: Caller, task_ids: list[int], parents: Parents) -
             parents.tasks.append(key)
             parents.open += 1
         elif not counts_as_success(state, reason):
-            parents.failed = show_task(key)
+            parents.failed_tasks.append(key)
     if parents.tasks:
         tx.run("mark_parent_tasks", task_ids=parents.tasks)
 
 
-def _lock_jobs(tx: Tx, caller: Caller, refs: list[str], parents: Parents, job_id: int) -> None:
+def _lock_jobs(tx: Tx, caller: Caller, refs: list[str], parents: Parents, job_id: int | None) -> None:
     ids = {find_job(tx, caller, ref, now_us=0) for ref in refs}
     if job_id in ids:
         raise Invalid(f"after: a task of job {job_id} cannot wait for the job itself", field="after")
     # With the job that the new tasks join, which is locked next: in one order for everybody.
-    for row in tx.all("lock_parent_jobs", job_ids=sorted({*ids, job_id})) if ids else []:
+    for row in tx.all("lock_parent_jobs", job_ids=sorted({*ids, job_id} - {None})) if ids else []:
         if row["id"] == job_id:
             continue
         if row["tenant_id"] != caller.tenant_id:
@@ -73,6 +93,6 @@ def _lock_jobs(tx: Tx, caller: Caller, refs: list[str], parents: Parents, job_id
             parents.jobs.append(row["id"])
             parents.open += 1
         elif tx.value("outcome_of_job", job_id=row["id"]):
-            parents.failed = str(row["id"])
+            parents.failed_jobs.append(row["id"])
     if parents.jobs:
         tx.run("mark_parent_jobs", job_ids=parents.jobs)

@@ -1,15 +1,23 @@
-"""The store on PostgreSQL: a pool of connections, one thread for each transaction under way."""
+"""The store on PostgreSQL: one pool of connections that write and one that read, a thread for each in use.
+
+The way to the database and back is most of what a statement costs.  So reads go without a transaction around
+them, as their snapshots are per statement anyway; plans are made once, as every statement goes by a key or an
+index that is meant for it; and a connection is asked whether it lives only where its socket says something.
+"""
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import anyio
 import anyio.to_thread
 import psycopg
 from psycopg.rows import dict_row, tuple_row
+from psycopg.types.numeric import Int8Dumper
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from geres.errors import StoreUnavailable
@@ -19,9 +27,26 @@ from geres.store.sql import Dialect, for_postgres, statements
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CONNECTIONS = 8
+_WRITERS = 8
+_READERS = 4
 _READ_MS = 5000
+_LOAN_SECONDS = 10.0
+_TRIES = 4
 _SCHEMA_LOCK = 4470_4470
+_FEW = 4  #: up to so many rows an INSERT for each is quicker than COPY
+_ALL = "-c plan_cache_mode=force_generic_plan"
+_WRITE = f"{_ALL} -c idle_in_transaction_session_timeout=60000 -c lock_timeout=20000"
+_READ = f"{_ALL} -c default_transaction_read_only=on -c statement_timeout={_READ_MS}"
+#: Seconds until a host that no longer answers is given up; without effect on a Unix socket.
+_NETWORK = {
+    "connect_timeout": 5,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
+#: Another transaction was in the way; nothing was done, and doing it again is what helps.
+_IN_THE_WAY = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 
 
 class PostgresTx(Tx):
@@ -43,13 +68,22 @@ class PostgresTx(Tx):
         return self._connection.execute(self._sql[name], parameters).rowcount
 
     def insert(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-        statement = f"COPY {table} ({','.join(columns)}) FROM STDIN"
-        with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
-            for row in rows:
-                copy.write_row(row)
+        left = iter(rows)
+        first = list(islice(left, _FEW + 1))
+        names = ",".join(columns)
+        with self._connection.cursor() as cursor:
+            if len(first) <= _FEW:
+                marks = ",".join(["%s"] * len(columns))
+                for row in first:
+                    cursor.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", row)
+                return
+            with cursor.copy(f"COPY {table} ({names}) FROM STDIN") as copy:
+                for row in chain(first, left):
+                    copy.write_row(row)
 
     def text(self, sql: str, parameters: dict[str, Any]) -> list[Row]:
-        with self._connection.cursor(row_factory=dict_row) as cursor:
+        # Every filter is another question: the planner is to see its values.
+        with psycopg.ClientCursor(self._connection, row_factory=dict_row) as cursor:
             return cursor.execute(for_postgres(sql), parameters).fetchall()
 
     def raw(self, sql: str) -> list[tuple[Any, ...]]:
@@ -69,45 +103,34 @@ class PostgresTx(Tx):
 class PostgresDatabase(Database):
     dialect: Dialect = "postgres"
 
-    def __init__(self, url: str, connections: int = _CONNECTIONS) -> None:
-        self._pool = ConnectionPool(
-            url,
-            min_size=1,
-            max_size=connections,
-            open=True,
-            timeout=10.0,
-            check=ConnectionPool.check_connection,
-            kwargs={"options": "-c idle_in_transaction_session_timeout=60000 -c lock_timeout=20000"},
+    def __init__(self, url: str) -> None:
+        self._writers, self._write_slots = (
+            _pool(url, _WRITERS, options=_WRITE),
+            anyio.CapacityLimiter(_WRITERS),
         )
-        self._limiter = anyio.CapacityLimiter(connections)
-
-    @contextmanager
-    def _transaction(self, read_only: bool = False) -> Iterator[PostgresTx]:
-        try:
-            with self._pool.connection() as connection, connection.transaction():
-                if read_only:
-                    connection.execute("SET TRANSACTION READ ONLY")
-                    connection.execute(f"SET LOCAL statement_timeout = {_READ_MS}")
-                yield PostgresTx(connection)
-        except psycopg.errors.QueryCanceled as error:
-            raise StoreUnavailable(
-                f"the question took longer than {_READ_MS // 1000} s; ask for less: a job, a state, a limit"
-            ) from error
-        except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
-            raise StoreUnavailable(f"the database does not answer: {str(error).strip()}") from error
+        self._readers, self._read_slots = (
+            _pool(url, _READERS, options=_READ, autocommit=True),
+            anyio.CapacityLimiter(_READERS),
+        )
 
     def call(self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._transaction() as tx:
-            return function(tx, *args, **kwargs)
+        for left in reversed(range(_TRIES)):
+            try:
+                with _outages(), self._writers.connection() as connection, connection.transaction():
+                    return function(PostgresTx(connection), *args, **kwargs)
+            except _InTheWay:
+                if not left:
+                    raise
+        raise AssertionError("unreachable")
 
     def _read(self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with self._transaction(read_only=True) as tx:
-            return function(tx, *args, **kwargs)
+        with _outages(), self._readers.connection() as connection:
+            return function(PostgresTx(connection), *args, **kwargs)
 
     async def run(self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         with anyio.CancelScope(shield=True):
             result = await anyio.to_thread.run_sync(
-                lambda: self.call(function, *args, **kwargs), limiter=self._limiter
+                lambda: self.call(function, *args, **kwargs), limiter=self._write_slots
             )
         return result
 
@@ -121,9 +144,54 @@ class PostgresDatabase(Database):
     ) -> T:
         with anyio.CancelScope(shield=True):
             result = await anyio.to_thread.run_sync(
-                lambda: self._read(function, *args, **kwargs), limiter=self._limiter
+                lambda: self._read(function, *args, **kwargs), limiter=self._read_slots
             )
         return result
 
     def close(self) -> None:
-        self._pool.close()
+        self._writers.close()
+        self._readers.close()
+
+
+class _InTheWay(StoreUnavailable):
+    pass
+
+
+def _pool(url: str, connections: int, **settings: Any) -> ConnectionPool:
+    return ConnectionPool(
+        url,
+        min_size=1,
+        max_size=connections,
+        open=True,
+        timeout=_LOAN_SECONDS,
+        configure=_configure,
+        check=_check,
+        kwargs={**_NETWORK, **settings},
+    )
+
+
+def _configure(connection: psycopg.Connection[Any]) -> None:
+    # By default the type of a number goes by its size, and each mixture of sizes is a statement of its own.
+    connection.adapters.register_dumper(int, Int8Dumper)
+
+
+def _check(connection: psycopg.Connection[Any]) -> None:
+    """Ask a connection whether it lives, where there is something to read: a server that ends says so."""
+    poll = select.poll()
+    poll.register(connection.pgconn.socket, select.POLLIN | select.POLLHUP | select.POLLERR)
+    if poll.poll(0):
+        ConnectionPool.check_connection(connection)
+
+
+@contextmanager
+def _outages() -> Iterator[None]:
+    try:
+        yield
+    except _IN_THE_WAY as error:
+        raise _InTheWay(f"another transaction was in the way: {str(error).strip()}") from error
+    except psycopg.errors.QueryCanceled as error:
+        raise StoreUnavailable(
+            f"the question took longer than {_READ_MS // 1000} s; ask for less: a job, a state, a limit"
+        ) from error
+    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+        raise StoreUnavailable(f"the database does not answer: {str(error).strip()}") from error

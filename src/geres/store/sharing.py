@@ -65,22 +65,35 @@ def share(
     priority = job_priority if spec.priority is None else spec.priority
     not_before = None if spec.not_before is None else parse_time(spec.not_before, "not_before")
     state = _first_state(spec, not_before, waits, now_us)
-    pool_id = pool_of(tx, caller.tenant_id, spec.pool, now_us=now_us)
     cap = demands.label_cap(spec)
     if cap and tx.value("most_of_cap", tenant_id=caller.tenant_id, scope="label", key=cap[0]) != cap[1]:
         set_cap(tx, caller.tenant_id, "label", cap[0], cap[1])
-    lane_id = lane_of(tx, caller.tenant_id, caller.subject, job_id, pool_id, demands.demand_of(spec))
+    asks, shared = demands.demand_of(spec), shared_part(spec, keep_command)
+    found = tx.one(
+        "find_shared",
+        tenant_id=caller.tenant_id,
+        subject=caller.subject,
+        job_id=job_id,
+        pool=spec.pool,
+        class_hash=demands.digest(asks),
+        spec_hash=demands.digest(shared),
+    )
+    spec_id, lane_id = (found["spec_id"], found["lane_id"]) if found else (None, None)
+    if lane_id is None:
+        pool_id = pool_of(tx, caller.tenant_id, spec.pool, now_us=now_us)
+        lane_id = lane_of(tx, caller.tenant_id, caller.subject, job_id, pool_id, asks)
     if state is TaskState.QUEUED:
         activate(tx, lane_id, priority)
-    return Shared(
-        spec_id_of(tx, job_id, shared_part(spec, keep_command)), lane_id, priority, state, not_before
-    )
+    if spec_id is None:
+        spec_id = spec_id_of(tx, job_id, shared)
+    return Shared(spec_id, lane_id, priority, state, not_before)
 
 
 def activate(tx: Tx, lane_id: int, priority: int) -> None:
     """Set the hint that the lane has queued tasks, the first of this priority or a higher one."""
-    tx.rows("lock_lane", lane_id=lane_id)
-    tx.run("activate_lane", lane_id=lane_id, priority=priority)
+    active, highest = tx.rows("lock_lane", lane_id=lane_id)[0]
+    if not active or highest < priority:
+        tx.run("activate_lane", lane_id=lane_id, priority=priority)
 
 
 def _first_state(spec: TaskSpec, not_before: int | None, waits: bool, now_us: int) -> TaskState:

@@ -18,6 +18,7 @@ from geres.model.units import rfc3339
 from geres.store.database import Row, Tx
 
 _MICROS = 1_000_000
+_NEW = frozenset({TaskState.BLOCKED, TaskState.QUEUED, TaskState.HELD})
 _spec_decoder = msgspec.json.Decoder(KnownSpec)
 _argv_decoder = msgspec.json.Decoder(list[str] | str)
 
@@ -38,11 +39,11 @@ def tasks_by_id(tx: Tx, keys: Iterable[int]) -> dict[int, Task]:
     wanted = list(keys)
     if not wanted:
         return {}
-    last = {row["task_id"]: row for row in tx.all("show_last_attempts", task_ids=wanted)}
-    return {
-        row["id"]: Task(**task_fields(row, last.get(row["id"])))
-        for row in tx.all("show_tasks", task_ids=wanted)
-    }
+    rows = tx.all("show_tasks", task_ids=wanted)
+    tried = [row["id"] for row in rows if row["attempt"] or row["state"] not in _NEW]
+    attempts = tx.all("show_last_attempts", task_ids=tried) if tried else []
+    last = {row["task_id"]: row for row in attempts}
+    return {row["id"]: Task(**task_fields(row, last.get(row["id"]))) for row in rows}
 
 
 def task_fields(row: Row, last: Row | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from geres.model.tasks import BulkAnswer, BulkError, TaskRow, TaskSpec
 from geres.store.arrays import PIECE, unfold
 from geres.store.database import Tx
 from geres.store.finding import find_job, insert_job
-from geres.store.parents import Parents, lock_parents
+from geres.store.parents import Parents, lock_parents, parent_ids
 from geres.store.sharing import Shared, share, shared_part
 
 _AT_ONCE = 1_000  #: an array up to this size has its rows when it is accepted
@@ -34,7 +34,7 @@ def create_job(tx: Tx, caller: Caller, spec: JobSpec, *, now_us: int) -> int:
     """Create a job, with the tasks of its array, and return its id.
 
     A large array is stored as its job and unfolded later (`unfold`), durable from now on.  Raises Invalid,
-    or NameTaken where the caller has a living job of that name.
+    NotFound for what it waits for, or NameTaken where the caller has a living job of that name.
     """
     check_job(spec)
     if spec.name == DEFAULT_JOB:
@@ -46,6 +46,9 @@ def create_job(tx: Tx, caller: Caller, spec: JobSpec, *, now_us: int) -> int:
         if job_id is None:
             raise _name_taken(spec.name)
         return job_id
+    lock_parents(tx, caller, spec.after, None)
+    spec = msgspec.structs.replace(spec, after=parent_ids(tx, caller, spec.after))
+    assert spec.array is not None and spec.task is not None
     items, numbers = spec.array.items, []
     if spec.array.range is not None:
         numbers = parse_numbers(spec.array.range, "array.range")
@@ -57,7 +60,8 @@ def create_job(tx: Tx, caller: Caller, spec: JobSpec, *, now_us: int) -> int:
     if job_id is None:
         raise _name_taken(spec.name)
     shared = share(tx, caller, job_id, spec.task, spec.priority, False, keep_command=True, now_us=now_us)
-    tx.run("set_array", spec_id=shared.spec_id, lane_id=shared.lane_id, job_id=job_id)
+    last = total if items is not None else max(part[-1] for part in numbers)
+    tx.run("set_array", spec_id=shared.spec_id, lane_id=shared.lane_id, last=last, job_id=job_id)
     for start in range(0, len(items or ()), PIECE):
         piece = _encode((items or [])[start : start + PIECE]).decode()
         tx.run("add_array_piece", job_id=job_id, first=start + 1, items=piece)
@@ -98,8 +102,8 @@ def create_tasks(
     good, errors = _check_rows(rows, defaults, atomic)
     job_id = find_job(tx, caller, job_ref, now_us=now_us)
     parents = lock_parents(tx, caller, after, job_id)
-    taken = tx.one("take_numbers", job_id=job_id, n=len(good))
-    if taken is None or _wrong_tenant(tx, caller, job_id):
+    taken = tx.one("take_numbers", job_id=job_id, tenant_id=caller.tenant_id, n=len(good))
+    if taken is None:
         raise _takes_no_more(tx, caller, job_id, job_ref)
     if int(taken["before"]) + len(good) > MOST_NUMBER:
         raise Invalid(f"job: {job_id} has no numbers left for more tasks; make another job", field="job")
@@ -110,10 +114,6 @@ def create_tasks(
     writer.add(base, [rows[i] for i in good] if errors else rows)
     writer.finish(base, len(good))
     return BulkAnswer(str(job_id), number_of(base), len(good), errors)
-
-
-def _wrong_tenant(tx: Tx, caller: Caller, job_id: int) -> bool:
-    return tx.one("lock_job", job_id=job_id, tenant_id=caller.tenant_id) is None
 
 
 def _takes_no_more(tx: Tx, caller: Caller, job_id: int, ref: str | None) -> GeresError:

@@ -109,6 +109,7 @@ class Turned:
     task_ids: list[int] = field(default_factory=list)  #: that ended, or changed their state
     jobs: dict[int, int] = field(default_factory=dict)  #: with new results: the last finish number
     more: bool = False  #: another turn would find more to do
+    waiting: bool = False  #: tasks were left queued that freed room might start
 
 
 def turn(
@@ -170,13 +171,16 @@ def _dispatch(
     caps, locked_out = _lock_caps(tx, planner.caps_of(lanes), tenant_id)
     chosen = planner.choose([lane for lane in lanes if lane.id not in locked_out], caps)
     candidates: list[Candidate] = []
+    read_out = 0
     for lane_id, most in chosen:
         rows = tx.rows("queued_tasks_of_lane", lane_id=lane_id, limit=most)
         candidates += [Candidate._make((*row, lane_id)) for row in rows]
+        read_out += len(rows) < most
         if not rows:
             empty.append(lane_id)
-            done.more = True
+    done.more = done.more or (bool(empty) and len(lanes) == MOST_LANES)  # these hide the lanes behind them
     placements = [p for p in planner.place(candidates) if p.node_id in held] if candidates else []
+    done.waiting = done.waiting or read_out < len(lanes) or len(placements) < len(candidates)
     if placements:
         rows = tx.rows(
             "assign_tasks", batch=batch((p.candidate.id, p.node_id) for p in placements), now_us=now_us

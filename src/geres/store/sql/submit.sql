@@ -36,7 +36,8 @@ ON CONFLICT DO NOTHING
 RETURNING id
 
 -- name: set_array
-UPDATE job SET spec_id = :spec_id, lane_id = :lane_id WHERE id = :job_id
+-- Its numbers are taken from the start: other tasks may join while it is unfolded.
+UPDATE job SET spec_id = :spec_id, lane_id = :lane_id, task_seq = :last WHERE id = :job_id
 
 -- name: lock_job
 SELECT * FROM job WHERE id = :job_id AND tenant_id = :tenant_id
@@ -48,8 +49,18 @@ SELECT state, priority, spec FROM job WHERE id = :job_id AND tenant_id = :tenant
 -- name: take_numbers
 -- No row back: the job takes no more tasks.
 UPDATE job SET task_seq = task_seq + :n, task_count = task_count + :n
- WHERE id = :job_id AND state IN ('active', 'disabled')
+ WHERE id = :job_id AND tenant_id = :tenant_id AND state IN ('active', 'disabled')
 RETURNING task_seq - :n AS before, priority, spec
+
+-- name: find_shared
+-- The way to the database costs more than looking up four things at once.
+SELECT (SELECT id FROM spec WHERE job_id = :job_id AND hash = :spec_hash) AS spec_id,
+       (SELECT lane.id
+          FROM lane
+          JOIN pool ON pool.id = lane.pool_id
+          JOIN resource_class ON resource_class.id = lane.class_id
+         WHERE lane.job_id = :job_id AND lane.submitted_by = :subject AND pool.tenant_id = :tenant_id
+           AND pool.name = :pool AND resource_class.hash = :class_hash) AS lane_id
 
 -- name: find_class
 SELECT id FROM resource_class WHERE hash = :hash
@@ -71,13 +82,11 @@ RETURNING id
 
 -- name: lock_lane
 -- Held to the end: a turn that finds the lane empty must not clear the hint before what is added can be seen.
-SELECT id FROM lane WHERE id = :lane_id
+SELECT active, priority FROM lane WHERE id = :lane_id
 /* for update */
 
 -- name: activate_lane
-UPDATE lane
-   SET priority = CASE WHEN active = 1 AND priority > :priority THEN priority ELSE :priority END, active = 1
- WHERE id = :lane_id AND (active = 0 OR priority < :priority)
+UPDATE lane SET priority = :priority, active = 1 WHERE id = :lane_id
 
 -- name: find_spec
 SELECT id FROM spec WHERE job_id = :job_id AND hash = :hash
@@ -114,9 +123,26 @@ DELETE FROM "limit" WHERE tenant_id = :tenant_id AND scope = :scope AND key = :k
 INSERT INTO array_piece (job_id, first, items) VALUES (:job_id, :first, :items)
 
 -- name: jobs_to_unfold
+-- Of an array that waits for others only the first piece has rows until they have ended: then one turn frees few.
 SELECT id FROM job
  WHERE array_done < array_total AND state IN ('active', 'disabled', 'closing')
+   AND (array_done = 0 OR NOT EXISTS
+        (SELECT 1 FROM dependency d
+          WHERE d.done = 0
+            AND d.child_id = (SELECT MIN(t.id) FROM task t
+                               WHERE t.id >= job.id * 4294967296 AND t.id < (job.id + 1) * 4294967296)))
  ORDER BY id LIMIT :limit
+
+-- name: spec_of_array
+SELECT tenant_id, submitted_by, spec FROM job WHERE id = :job_id AND array_done < array_total
+
+-- name: depend_tasks
+-- Each new task on each parent: task, job, done.
+INSERT INTO dependency (child_id, parent_task_id, parent_job_id, how, done)
+SELECT t.id, CAST(parent.value->>0 AS BIGINT), CAST(parent.value->>1 AS BIGINT), 'success',
+       CAST(parent.value->>2 AS BIGINT)
+  FROM task t CROSS JOIN json_each(:parents) AS parent
+ WHERE t.id BETWEEN :first AND :last AND NOT EXISTS (SELECT 1 FROM dependency d WHERE d.child_id = t.id)
 
 -- name: lock_array
 SELECT id, tenant_id, submitted_by, spec_id, lane_id, priority, array_range, array_total, array_done, spec
@@ -128,29 +154,33 @@ SELECT id, tenant_id, submitted_by, spec_id, lane_id, priority, array_range, arr
 SELECT first, items FROM array_piece WHERE job_id = :job_id AND first = :first
 
 -- name: unfold_range
-INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at)
+INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at,
+                  waits_on)
 WITH RECURSIVE number (n) AS (
     SELECT :first UNION ALL SELECT n + :step FROM number WHERE n + :step <= :last)
-SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq
+SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq,
+       :waits_on
   FROM number
 
 -- name: unfold_range @postgres
-INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at)
-SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq
+INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at,
+                  waits_on)
+SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq,
+       :waits_on
   FROM generate_series(CAST(:first AS BIGINT), CAST(:last AS BIGINT), CAST(:step AS BIGINT)) AS n
 
 -- name: unfold_items
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, item, state, state_since, priority, seq,
-                  created_at)
+                  created_at, waits_on)
 SELECT :base + :first + key, :job_id, :tenant_id, :subject, :lane_id, :spec_id, value, :state, :now_us,
-       :priority, :seq, :seq
+       :priority, :seq, :seq, :waits_on
   FROM json_each(:items)
 
 -- name: unfold_items @postgres
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, item, state, state_since, priority, seq,
-                  created_at)
+                  created_at, waits_on)
 SELECT :base + :first + ordinality - 1, :job_id, :tenant_id, :subject, :lane_id, :spec_id, value, :state, :now_us,
-       :priority, :seq, :seq
+       :priority, :seq, :seq, :waits_on
   FROM json_array_elements_text(CAST(:items AS JSON)) WITH ORDINALITY
 
 -- name: array_unfolded
