@@ -30,7 +30,8 @@ T = TypeVar("T")
 _WRITERS = 8
 _READERS = 4
 _READ_MS = 5000
-_LOAN_SECONDS = 10.0
+_LOAN_SECONDS = 4.0  #: as many ask for a connection as there are: to wait for one is to wait for the server
+_RECONNECT_SECONDS = 1.0  #: the pool would wait twice as long each time; who needs a connection asks again
 _TRIES = 4
 _SCHEMA_LOCK = 4470_4470
 _FEW = 4  #: up to so many rows an INSERT for each is quicker than COPY
@@ -164,6 +165,7 @@ def _pool(url: str, connections: int, **settings: Any) -> ConnectionPool:
         max_size=connections,
         open=True,
         timeout=_LOAN_SECONDS,
+        reconnect_timeout=_RECONNECT_SECONDS,
         configure=_configure,
         check=_check,
         kwargs={**_NETWORK, **settings},

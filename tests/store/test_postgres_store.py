@@ -1,0 +1,85 @@
+"""What is PostgreSQL's own: deadlocks, lost connections, reads that must not write."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from geres.errors import StoreUnavailable
+from geres.store.database import Database, Tx, open_database
+from tests.postgres import PostgresServer
+
+
+@pytest.fixture
+def two_rows(fresh_postgres):
+    db = open_database(fresh_postgres())
+    db.call(lambda tx: tx.script("CREATE TABLE t (id BIGINT PRIMARY KEY, n BIGINT)"))
+    db.call(lambda tx: tx.insert("t", ("id", "n"), [(1, 0), (2, 0)]))
+    yield db
+    db.close()
+
+
+def _add(tx: Tx, row: int) -> None:
+    tx.raw_run("UPDATE t SET n = n + 1 WHERE id = ?", [row])
+
+
+def test_a_deadlock_is_tried_again_and_nobody_hears_of_it(two_rows: Database):
+    both_hold_one = threading.Barrier(2)
+    tries: list[int] = []
+    errors: list[BaseException] = []
+
+    def cross(first: int, second: int) -> None:
+        def work(tx: Tx) -> None:
+            tries.append(first)
+            _add(tx, first)
+            if tries.count(first) == 1:
+                both_hold_one.wait(10)
+            _add(tx, second)
+
+        try:
+            two_rows.call(work)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=cross, args=rows) for rows in ((1, 2), (2, 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not errors
+    assert len(tries) == 3  # one of the two was the victim, once
+    assert two_rows.call(lambda tx: tx.raw("SELECT n FROM t ORDER BY id")) == [(2,), (2,)]
+
+
+@pytest.mark.anyio
+async def test_a_read_cannot_write(two_rows: Database):
+    with pytest.raises(Exception, match="read-only transaction"):
+        await two_rows.read(_add, 1)
+    assert await two_rows.read(lambda tx: tx.raw("SELECT n FROM t WHERE id = 1")) == [(0,)]
+
+
+@pytest.mark.anyio
+async def test_few_rows_and_many_arrive_alike(two_rows: Database):
+    rows = [(number, None if number % 2 else number * 2**40) for number in range(10, 40)]
+    await two_rows.run(lambda tx: tx.insert("t", ("id", "n"), iter(rows[:3])))
+    await two_rows.run(lambda tx: tx.insert("t", ("id", "n"), iter(rows[3:])))
+    await two_rows.run(lambda tx: tx.insert("t", ("id", "n"), iter([])))
+    assert await two_rows.read(lambda tx: tx.raw("SELECT id, n FROM t WHERE id >= 10 ORDER BY id")) == rows
+
+
+def test_connections_that_a_restart_broke_are_not_lent_again():
+    server = PostgresServer()
+    try:
+        db = open_database(server.url)
+        try:
+            assert db.call(lambda tx: tx.raw("SELECT 1")) == [(1,)]
+            server.crash()
+            with pytest.raises(StoreUnavailable, match="does not answer"):
+                db.call(lambda tx: tx.raw("SELECT 1"))
+            server.restart()
+            assert db.call(lambda tx: tx.raw("SELECT 2")) == [(2,)]
+        finally:
+            db.close()
+    finally:
+        server.stop()
