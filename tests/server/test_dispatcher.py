@@ -26,9 +26,13 @@ class Shaky(SqliteDatabase):
     loses_answers = False
     refuses_reads = False
     before_reading: Callable[[], Awaitable[object]] | None = None  #: happens once
+    during_turn: Callable[[], object] | None = None  #: happens once
 
     async def run_as(self, order: Order, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         answer = await super().run_as(order, function, *args, **kwargs)
+        if first := self.during_turn:
+            self.during_turn = None
+            first()
         if self.loses_answers:
             raise StoreUnavailable("the connection broke after the commit")
         return answer
@@ -108,6 +112,35 @@ async def test_an_end_is_acknowledged_although_nothing_can_be_read_after_its_tur
     await servers.turns()
     await servers.connect(cpus=1.0)
     assert servers.assigned == [(key(second), 1)]
+
+
+async def test_room_that_is_freed_during_a_turn_is_filled_by_the_next(servers: Servers) -> None:
+    [first] = servers.world.submit()
+    desk = await servers.connect(cpus=2.0)
+    await servers.turns()  # nothing waits after this
+    [second] = servers.world.submit(cpus=2.0)
+    end = Frame(ended=[Ended(key(first), 1, "succeeded", usage=Usage())])
+    servers.db.during_turn = lambda: servers.dispatcher.receive(desk, end)
+
+    await servers.turns()
+
+    assert servers.assigned[-1] == (key(second), 1)
+
+
+async def test_an_end_with_nothing_queued_asks_for_no_lanes(servers: Servers) -> None:
+    [task] = servers.world.submit()
+    desk = await servers.connect(cpus=2.0)
+    await servers.turns()
+    asked: list[str] = []
+    lanes_of = servers.dispatcher.planner.hopeless
+    servers.dispatcher.planner.hopeless = lambda pool: asked.append("lanes") or lanes_of(pool)  # type: ignore[method-assign, func-returns-value]
+
+    servers.dispatcher.receive(desk, Frame(ended=[Ended(key(task), 1, "succeeded", usage=Usage())]))
+    while await servers.dispatcher.step():
+        pass
+
+    assert servers.world.task(task)["state"] == "succeeded"
+    assert not asked
 
 
 async def test_a_node_that_connects_during_a_turn_gets_its_assignment_once(servers: Servers) -> None:
