@@ -2,8 +2,8 @@
 
 A block `-- name: x @postgres` replaces the block `x` on PostgreSQL.  What differs often is translated
 instead: `:p` becomes `%(p)s`; `json_each(:p)`, with a JSON list of lists, becomes `json_array_elements`;
-`IN ids(:p)` takes a list of integers, `IN words(:p)` one of strings.  `/* for update */`, `/* for share */`
-and `/* skip locked */` are comments on SQLite.
+`IN ids(:p)` takes a list of integers, `IN words(:p)` one of strings.  `/* for update */`, `/* for no key
+update */`, `/* for share */`, `/* for key share */` and `/* skip locked */` are comments on SQLite.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def for_postgres(text: str) -> str:
     text = re.sub(r"IN words\((:\w+)\)", r"= ANY(CAST(\1 AS TEXT[]))", text)
     text = re.sub(r"json_each\((:\w+)\)", r"json_array_elements(CAST(\1 AS JSON))", text)
     text = text.replace("/* for update */", "FOR UPDATE").replace("/* for share */", "FOR SHARE")
+    text = text.replace("/* for no key update */", "FOR NO KEY UPDATE")
+    text = text.replace("/* for key share */", "FOR KEY SHARE")
     text = text.replace("/* skip locked */", "FOR UPDATE SKIP LOCKED")
     return _PARAMETER.sub(r"%(\1)s", text)
 

@@ -71,10 +71,3 @@ UPDATE node SET server_id = NULL WHERE id = :node_id AND epoch = :epoch
 
 -- name: goodbye_node
 UPDATE node SET server_id = NULL, lease_until = NULL WHERE id = :node_id AND epoch = :epoch
-
--- name: extend_all_leases
--- After a server start or an outage of the store nothing is taken back for one lease.
-UPDATE node SET lease_until = :lease_until WHERE lease_until IS NOT NULL AND lease_until < :lease_until
-
--- name: register_server
-INSERT INTO server (url, version, started_at, lease_until) VALUES (:url, :version, :now_us, :lease_until) RETURNING id
