@@ -174,7 +174,21 @@ def test_tasks_are_queued_when_their_time_has_come(world: World) -> None:
     [
         ("UPDATE job SET task_count = task_count + 1", "counts 4 tasks and has 3"),
         ("UPDATE job SET succeeded = succeeded - 1", "counts 0 ended tasks and has 1"),
-        ("DELETE FROM attempt", "ended with 0 results"),
+        ("DELETE FROM attempt", "is succeeded and has 0 results"),
+        ("UPDATE job SET succeeded = 0, failed = 1", "or miscounts their states"),
+        ("UPDATE attempt SET state = 'failed'", "is succeeded, and its accepted result says failed"),
+        ("UPDATE attempt SET attempt = 7", "has ended attempt 7, and its last was 1"),
+        (
+            "INSERT INTO attempt (task_id, attempt, job_id, finish_no, state, ended_at)"
+            " SELECT task_id, 9, job_id, 2, state, ended_at FROM attempt",
+            "has 2 accepted results in its round 0",
+        ),
+        ("UPDATE task SET retry_count = 1", "counts 1 retries, 0 requeues"),
+        ("UPDATE task SET lost_count = 1", "0 requeues, 1 losses"),
+        ("UPDATE lane SET priority = -1", "has priority -1 and a queued task of priority 0"),
+        ("UPDATE task SET state = 'blocked' WHERE state = 'queued'", "nothing will ever wake it"),
+        ("UPDATE task SET asked = 'cancel' WHERE state = 'queued'", "is queued no node will answer"),
+        ("UPDATE task SET node_id = 99 WHERE state = 'running'", "on node 99, which does not exist"),
         ("UPDATE attempt SET finish_no = 2", "results of job 1 should go from 1 to 1"),
         ("UPDATE lane SET active = 0", "sleeps and has"),
         ("UPDATE task SET waits_on = 1 WHERE state = 'queued'", "waits for 1 others and has 0"),
