@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.acts import Gate, eventually, most_at_once, shown, submit
+from tests.acceptance.acts import Gate, eventually, fresh_job, most_at_once, shown, states, submit
 
 
 def outputs(cluster, job):
@@ -139,3 +139,38 @@ def test_u006_a_large_array_is_accepted_at_once_and_is_a_job_like_others(cluster
     ended = eventually(lambda: shown(cluster, "job", "show", job), lambda info: info["state"] == "cancelled")
     assert sum(ended["counts"].values()) == 20000
     assert ended["counts"]["cancelled"] >= 19990
+
+
+def test_u006_an_array_waits_for_what_it_comes_after(cluster, tmp_path):
+    gate = Gate(tmp_path)
+    first = submit(cluster, *gate.words)
+    array = submit(cluster, "--after", first, "echo", "{}", ":::", "x", "y")
+    file = tmp_path / "tasks.jsonl"
+    file.write_text('["echo", "1"]\n{"command": ["echo", "2"]}\n')
+    rows = submit(cluster, "--after", f"{first}", "--after", array, "--from", str(file)).splitlines()
+
+    assert [row["state"] for row in shown(cluster, "tasks", "--job", array)] == ["blocked"] * 2
+    assert states(cluster, *rows) == ["blocked"] * 2
+    gate.open()
+    cluster.run("wait", *rows, check=True)
+
+    assert outputs(cluster, array) == {1: "x", 2: "y"}
+    ended = [row["ended_at"] for row in shown(cluster, "tasks", "--job", array)]
+    started = [shown(cluster, "task", "show", row)["started_at"] for row in rows]
+    assert max(ended) < min(started)
+
+
+def test_u006_an_array_after_what_fails_is_skipped(cluster, tmp_path):
+    gate = Gate(tmp_path)
+    job = fresh_job(cluster)
+    first = submit(cluster, "--job", job, "--shell", f"{gate.words[2]}; exit 3")
+    client = cluster.client()
+    array = client.submit_array(["true"], range="1-3", after=client.task(first))
+    many = client.submit_many([["true"], ["true"]], after=[first])
+    gate.open()
+
+    client.wait(array)
+    client.wait(many)
+
+    assert [task.state.value for task in client.tasks(job=array.id)] == ["skipped"] * 3
+    assert states(cluster, *many.ids()) == ["skipped"] * 2

@@ -51,6 +51,7 @@ class _RawBulk(Struct, kw_only=True, forbid_unknown_fields=True):
     defaults: msgspec.Raw = msgspec.Raw(b"{}")
     job: str | None = None
     atomic: bool = True
+    after: list[str] = []
 
 
 _row_decoder = msgspec.json.Decoder(TaskRow)
@@ -143,7 +144,14 @@ def _bulk_once(
 ) -> bytes:
     def do(tx: Tx) -> bytes:
         made = submit.create_tasks(
-            tx, caller, body.job, body.defaults, body.tasks, atomic=body.atomic, now_us=now_us
+            tx,
+            caller,
+            body.job,
+            body.defaults,
+            body.tasks,
+            after=body.after,
+            atomic=body.atomic,
+            now_us=now_us,
         )
         return encode(_with_errors(made, errors, places))
 
@@ -171,7 +179,8 @@ def _read_bulk(body: bytes) -> tuple[SubmitBulk, list[BulkError], list[int] | No
         first = errors[0]
         raise Invalid(first.message, field=first.message.partition(":")[0], index=first.index)
     defaults = read_body(TaskSpec, bytes(raw.defaults))
-    return SubmitBulk(tasks=rows, defaults=defaults, job=raw.job, atomic=False), errors, places
+    bulk = SubmitBulk(tasks=rows, defaults=defaults, job=raw.job, atomic=False, after=raw.after)
+    return bulk, errors, places
 
 
 def _read_rows(raws: Sequence[msgspec.Raw]) -> tuple[list[TaskRow], list[BulkError], list[int]]:

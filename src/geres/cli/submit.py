@@ -10,7 +10,6 @@ from geres.cli.main import App
 from geres.cli.output import pretty_json, say, write_line
 from geres.cli.task_options import task_options
 from geres.cli.work import Work, read_work, warn
-from geres.errors import Invalid
 from geres.model.tasks import DryRun, SubmitTask
 
 
@@ -62,12 +61,10 @@ def submit_one(client: Any, work: Work) -> Any:
 
 def submit_rows(client: Any, work: Work) -> Any:
     """Store the tasks of --from, in a job of their own if none was named; a lazy sequence of handles."""
-    if work.after:
-        raise Invalid("after: does not go together with --from", field="after")
     if work.job is not None:
-        return client.send_rows(work.rows, work.spec, work.job)
+        return client.send_rows(work.rows, work.spec, work.job, after=work.after)
     made = client.create_job()
-    tasks = client.send_rows(work.rows, work.spec, made.id)
+    tasks = client.send_rows(work.rows, work.spec, made.id, after=work.after)
     made.close()  # it is completed when these tasks have ended
     return tasks
 

@@ -35,7 +35,7 @@ class Work(msgspec.Struct, kw_only=True):
 
     def job_spec(self) -> JobSpec:
         """The job that an array makes."""
-        return JobSpec(task=self.spec, array=self.array, max_parallel=self.max_parallel)
+        return JobSpec(task=self.spec, array=self.array, max_parallel=self.max_parallel, after=self.after)
 
 
 def read_work(app: Any, words: Sequence[str], flags: Mapping[str, Any], *, stdin: bool = False) -> Work:
@@ -68,8 +68,8 @@ def read_work(app: Any, words: Sequence[str], flags: Mapping[str, Any], *, stdin
     if flags["from_"]:
         work.rows = read_rows(flags["from_"], work.spec)
     if array is not None:
-        if work.job is not None or work.after:
-            raise Invalid("array: makes a job of its own; leave out " + ("--job" if work.job else "--after"))
+        if work.job is not None:
+            raise Invalid("array: makes a job of its own; leave out --job")
         check_job(work.job_spec())
     if "host" not in options:
         # Last, for it may ask the cluster: bad words are told without one.

@@ -31,6 +31,7 @@ class JobSpec(Struct, omit_defaults=True, kw_only=True, forbid_unknown_fields=Tr
     on_lost: Literal["retry", "fail"] | None = None  #: for all its tasks
     task: TaskSpec | None = None  #: defaults of its tasks; of an array, the task
     array: ArraySpec | None = None
+    after: list[str] = []  #: ids of tasks or jobs that must succeed before the tasks of the array start
 
 
 class KnownJobSpec(JobSpec, kw_only=True, forbid_unknown_fields=False):

@@ -105,6 +105,8 @@ def check_job(spec: JobSpec, *, field: str = "") -> None:
         if spec.task is None:
             raise _invalid(field + "task", "is missing; an array needs the command that it runs")
         check_array(spec.array, spec.task, field=field)
+    elif spec.after:
+        raise _invalid(field + "after", "goes with `array`; elsewhere it is said with the tasks")
 
 
 def check_array(array: ArraySpec, task: TaskSpec, *, field: str = "") -> None:
@@ -274,6 +276,12 @@ def _check_umask(value: int, field: str) -> None:
         raise _invalid(field, f"{value:o} is not between 000 and 777")
 
 
+def _check_account(name: str, field: str) -> None:
+    _check_filled(name, field)
+    if not name.isprintable() or any(mark in name for mark in ":/ ") or name.startswith("-"):
+        raise _invalid(field, f"{name!r} is no name of an account or a group")
+
+
 def _check_seconds(value: float, field: str) -> None:
     if not 0 <= value <= _MOST_SECONDS:
         raise _invalid(field, f"{value:g} is not between 0 seconds and 300 years")
@@ -326,6 +334,8 @@ _CHECKS: dict[str, Callable[[Any, str], object]] = {
     "not_before": _check_moment,
     "max_parallel_label": check_name,
     "handler": _check_filled,
+    "user": _check_account,
+    "group": _check_account,
 }
 
 

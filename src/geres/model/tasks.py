@@ -67,6 +67,8 @@ class TaskSpec(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unk
     max_parallel_label: str | None = None  #: counts against the limit of this label
     handler: str | None = None  #: a task type instead of a command
     params: Any = None  #: JSON for the handler
+    user: str | None = None  #: the account to run as, where the node allows it; None for the submitter's
+    group: str | None = None  #: its group, one of the account's; None for the account's own
 
 
 class KnownSpec(TaskSpec, frozen=True, kw_only=True, forbid_unknown_fields=False):
@@ -130,6 +132,7 @@ class SubmitBulk(Struct, omit_defaults=True, kw_only=True, forbid_unknown_fields
     atomic: bool = (
         True  #: True: one bad task refuses all; False: the good ones are stored, the bad ones listed
     )
+    after: list[str] = []  #: ids of tasks or jobs that must succeed before any of them starts
 
 
 class BulkError(Struct, omit_defaults=True):

@@ -29,9 +29,11 @@ def send(
     defaults: TaskSpec,
     job: str | None,
     progress: Progress | None = None,
+    *,
+    after: Sequence[str] = (),
 ) -> Tasks:
     """Send rows that were checked; the handles come in the order given."""
-    after = _finished(client, job or DEFAULT_JOB)
+    finished = _finished(client, job or DEFAULT_JOB)
     pieces: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     sender = _Sender(client, pieces, len(rows), progress)
     sender.start()
@@ -39,13 +41,13 @@ def send(
         for start in range(0, len(rows), PIECE):
             if sender.failure:
                 break
-            pieces.put(_body(rows[start : start + PIECE], defaults, job))
+            pieces.put(_body(rows[start : start + PIECE], defaults, job, after))
     finally:
         pieces.put(None)
         sender.join()
     if sender.failure:
         raise sender.failure
-    return Tasks(client, sender.job_id or job or "", sender.numbers, after)
+    return Tasks(client, sender.job_id or job or "", sender.numbers, finished)
 
 
 def checked(commands: Iterable[Sequence[str] | dict[str, Any] | TaskRow], defaults: TaskSpec) -> list[Row]:
@@ -101,12 +103,14 @@ class _Sender(threading.Thread):
             self.failure.__cause__ = error
 
 
-def _body(rows: Sequence[Row], defaults: TaskSpec, job: str | None) -> bytes:
+def _body(rows: Sequence[Row], defaults: TaskSpec, job: str | None, after: Sequence[str]) -> bytes:
     body: dict[str, Any] = {"tasks": [row if isinstance(row, TaskRow) else {"command": row} for row in rows]}
     if defaults != TaskSpec():
         body["defaults"] = defaults
     if job is not None:
         body["job"] = job
+    if after:
+        body["after"] = after
     return encode(body)
 
 

@@ -24,6 +24,7 @@ from geres.sdk.job import Job
 from geres.sdk.reading import Reader, check_text, path_part
 from geres.sdk.task import Task, changes_to_wire
 from geres.sdk.waiting import Deadline, Progress, TaskSet, wait_job, wait_sets
+from geres.trust import parse_fingerprint
 
 #: What names a task or a job in a call: a handle, or an id or name as text.
 Named = Task | Job | Tasks | str
@@ -44,15 +45,18 @@ class Client(Reader):
         token: str | None = None,
         home: str | Path | None = None,
         *,
+        fingerprint: str | None = None,
         patience: float = PATIENCE_SECONDS,
     ) -> None:
         """Find the cluster: the arguments, GERES_URL and GERES_TOKEN, else the `geres up` of GERES_HOME.
 
+        `fingerprint` pins the certificate of a server that made its own: `sha256:` and 64 digits.
         `patience` is for how many seconds a server that is gone is tried again.
         """
+        pin = None if fingerprint is None else parse_fingerprint(fingerprint)
 
         def find() -> Any:
-            return locate(url, token, home)
+            return locate(url, token, home, pin)
 
         self.transport = Transport(find(), patience_seconds=patience, locate=find)
         self._defaults: dict[str, Any] = {}
@@ -108,9 +112,11 @@ class Client(Reader):
         defaults: task_model.TaskSpec,
         job: str | None,
         progress: Progress | None = None,
+        *,
+        after: Sequence[str] = (),
     ) -> Tasks:
         """Store rows that were checked, in pieces of 10,000."""
-        return bulk.send(self, rows, defaults, job, progress)
+        return bulk.send(self, rows, defaults, job, progress, after=after)
 
     def submit_many(
         self,
@@ -123,13 +129,14 @@ class Client(Reader):
         """Submit many tasks of one job: argvs, or dicts of options where tasks differ in more.
 
         All are checked before the first is sent.  They are stored in pieces of 10,000: where a later
-        piece is refused, the error's fact `stored` says how many there are.
+        piece is refused, the error's fact `stored` says how many there are.  With `after` all wait for it.
         """
         settings = {**self._defaults, **options}
-        default_job = settings.pop("job", None)
+        default_job, after = settings.pop("job", None), _names(settings.pop("after", None))
         job = default_job if job is None else job
         defaults = spec_from_options(needs_command=False, **settings)
-        return self.send_rows(bulk.checked(commands, defaults), defaults, _job_name(job), progress)
+        rows = bulk.checked(commands, defaults)
+        return self.send_rows(rows, defaults, _job_name(job), progress, after=after)
 
     def submit_array(
         self,
@@ -145,8 +152,11 @@ class Client(Reader):
         """Make a job of one command over a list of items or a range like `1-10`.
 
         `{}` in the command is the item, `{index}` its number.  `max_parallel` caps how many run at once.
+        With `after` all its tasks wait for those tasks and jobs.
         """
-        spec = spec_from_options(**self._settings(command, options))
+        settings = self._settings(command, options)
+        after = _names(settings.pop("after", None))
+        spec = spec_from_options(**settings)
         return self.create_job(
             job_model.JobSpec(
                 task=spec,
@@ -155,6 +165,7 @@ class Client(Reader):
                 ),
                 max_parallel=max_parallel,
                 on_all_complete=on_all_complete,
+                after=after,
             )
         )
 
@@ -317,11 +328,11 @@ class Client(Reader):
 
     def _submission(self, command: Sequence[str] | None, options: dict[str, Any]) -> task_model.SubmitTask:
         settings = self._settings(command, options)
-        job, after = _job_name(settings.pop("job", None)), settings.pop("after", None)
+        job, after = _job_name(settings.pop("job", None)), _names(settings.pop("after", None))
         return task_model.SubmitTask(
             task=spec_from_options(**settings),
             job=job,
-            after=[] if after is None else names_of(_listed(after)),
+            after=after,
         )
 
     def _targets(self, things: list[Named]) -> list[Task | Job]:
@@ -390,8 +401,10 @@ def _ended(client: Client, task_id: str, end: task_model.Attempt | task_model.Ta
     return Task(client, task_id, info=end)
 
 
-def _listed(things: Named | Iterable[Named]) -> Iterable[Named]:
-    return [things] if isinstance(things, (str, Task, Job, Tasks)) else things
+def _names(things: Named | Iterable[Named] | None) -> list[str]:
+    if things is None:
+        return []
+    return names_of([things] if isinstance(things, (str, Task, Job, Tasks)) else things)
 
 
 def _job_name(job: Job | str | None) -> str | None:

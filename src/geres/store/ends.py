@@ -229,13 +229,13 @@ def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> list[int]:
         failed = {end.task_id: end for end in news if not counts_as_success(end.state, end.reason)}
         found = tx.rows("done_dependencies_on_tasks", task_ids=[end.task_id for end in news])
         links = [link for link in found if link[0] not in ending]  # a child may end with its parent
-        skip = {
+        to_skip = {
             child: failed[parent] for child, parent, how in links if parent in failed and how == "success"
         }
-        skipped, more = free(tx, [link[0] for link in links], skip.keys(), now_us=now_us)
+        skipped, more = free(tx, [link[0] for link in links], to_skip.keys(), now_us=now_us)
         freed += more
         news = [
-            _skip(row, f"{show_task(skip[row['id']].task_id)} {skip[row['id']].state}", now_us)
+            skip(row, f"{show_task(to_skip[row['id']].task_id)} {to_skip[row['id']].state}", now_us)
             for row in skipped
         ]
         ends += news
@@ -249,7 +249,8 @@ def counts_as_success(state: str, reason: str | None) -> bool:
     return state == TaskState.SUCCEEDED or (state == TaskState.SKIPPED and reason == Reason.UP_TO_DATE)
 
 
-def _skip(row: dict[str, Any], why: str, now_us: int) -> End:
+def skip(row: dict[str, Any], why: str, now_us: int) -> End:
+    """The end of a waiting task for a parent that failed."""
     return End(
         row["id"],
         0 if row["attempt"] == 0 else row["attempt"],
@@ -293,10 +294,10 @@ def free_children_of_jobs(tx: Tx, *, now_us: int, limit: int = 100) -> Ended:
     for (job_id,) in tx.rows("jobs_with_done_children", limit=limit):
         bad = tx.value("outcome_of_job", job_id=job_id)
         links = tx.rows("done_dependencies_on_job", job_id=job_id)
-        skip = [child for child, how in links if bad and how == "success"]
-        skipped, more = free(tx, [child for child, _ in links], skip, now_us=now_us)
+        to_skip = [child for child, how in links if bad and how == "success"]
+        skipped, more = free(tx, [child for child, _ in links], to_skip, now_us=now_us)
         freed += more
-        ends += [_skip(row, f"job {job_id} has tasks that failed", now_us) for row in skipped]
+        ends += [skip(row, f"job {job_id} has tasks that failed", now_us) for row in skipped]
     done = record(tx, ends, now_us=now_us)
     wake_lanes(tx, freed)
     return done._replace(freed=done.freed + len(freed))

@@ -34,9 +34,7 @@ class Parents:
 
 def parent_ids(tx: Tx, caller: Caller, after: Sequence[str]) -> list[str]:
     """The ids that these references mean now; a name may mean another job later.  Raises NotFound."""
-    return [
-        ref if parse_task(ref) is not None else str(find_job(tx, caller, ref, now_us=0)) for ref in after
-    ]
+    return [ref if parse_task(ref) is not None else str(find_job(tx, caller, ref, now_us=0)) for ref in after]
 
 
 def lock_parents(

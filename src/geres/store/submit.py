@@ -47,15 +47,20 @@ def create_job(tx: Tx, caller: Caller, spec: JobSpec, *, now_us: int) -> int:
             raise _name_taken(spec.name)
         return job_id
     lock_parents(tx, caller, spec.after, None)
-    spec = msgspec.structs.replace(spec, after=parent_ids(tx, caller, spec.after))
-    assert spec.array is not None and spec.task is not None
+    after = parent_ids(tx, caller, spec.after)
     items, numbers = spec.array.items, []
     if spec.array.range is not None:
         numbers = parse_numbers(spec.array.range, "array.range")
     total = len(items) if items is not None else sum(len(part) for part in numbers)
     ranges = None if items is not None else json.dumps([[r.start, r[-1], r.step] for r in numbers])
     job_id = insert_job(
-        tx, caller, spec, spec.name or _array_name(spec.task), ranges, now_us=now_us, total=total
+        tx,
+        caller,
+        msgspec.structs.replace(spec, after=after),
+        spec.name or _array_name(spec.task),
+        ranges,
+        now_us=now_us,
+        total=total,
     )
     if job_id is None:
         raise _name_taken(spec.name)

@@ -137,12 +137,13 @@ SELECT id FROM job
 SELECT tenant_id, submitted_by, spec FROM job WHERE id = :job_id AND array_done < array_total
 
 -- name: depend_tasks
--- Each new task on each parent: task, job, done.
+-- Each new task on each parent (task, job, done); the new ones come back, as often as they have parents.
 INSERT INTO dependency (child_id, parent_task_id, parent_job_id, how, done)
 SELECT t.id, CAST(parent.value->>0 AS BIGINT), CAST(parent.value->>1 AS BIGINT), 'success',
        CAST(parent.value->>2 AS BIGINT)
   FROM task t CROSS JOIN json_each(:parents) AS parent
  WHERE t.id BETWEEN :first AND :last AND NOT EXISTS (SELECT 1 FROM dependency d WHERE d.child_id = t.id)
+RETURNING child_id
 
 -- name: lock_array
 SELECT id, tenant_id, submitted_by, spec_id, lane_id, priority, array_range, array_total, array_done, spec
