@@ -49,12 +49,20 @@ async def get_task(call: Call) -> tuple[int, bytes]:
         raise no_task_id(call.key)
     until = _until(query.wait_seconds)
     with call.context.waiters.task(key) as bell:
+        if query.wait_seconds and not await _is_over(call, key):
+            await bell.wait(min(query.wait_seconds, _POLL_SECONDS))
         while True:
             task = await call.context.db.glance(tasks.get, call.caller, key)
             left = until - time.monotonic()
             if task.state.final or left <= 0 or call.context.stopping:
                 return 200, encode(task)
             await bell.wait(min(left, _POLL_SECONDS))
+
+
+async def _is_over(call: Call, key: int) -> bool:
+    """Whether waiting is: the first look is most often too early to read the whole task for it."""
+    place = await call.context.db.glance(tasks.place, call.caller, key)
+    return place.state.final or call.context.stopping
 
 
 async def get_results(call: Call) -> tuple[int, bytes]:
