@@ -30,7 +30,6 @@ _NAMES_UPWARDS = ("geres.toml", ".geres.toml")
 _ENVIRONMENT = re.compile(r"GERES_([A-Z]+)__([A-Z0-9_]+)")
 _EXPRESSION = re.compile(r"\$\$\{|\$\{([^}]*)\}")
 _LEVELS = ("debug", "info", "warning", "error")
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class ServerConfig(Struct, frozen=True):
@@ -42,6 +41,13 @@ class ServerConfig(Struct, frozen=True):
     port: int = DEFAULT_PORT
     #: Allow an address that other machines reach without TLS: tokens and tasks travel readable.
     insecure: bool = False
+    #: PEM file with the certificate and its chain; `self-made` for one that clients pin by its fingerprint.
+    #: Empty: self-made where other machines reach the address, no TLS on loopback.
+    certificate: str = ""
+    #: PEM file with the certificate's key; empty where the certificate's file holds it.
+    key: str = ""
+    #: The address by which other machines reach this server, where it is not the host's name and the port.
+    url: str = ""
     #: `sqlite:PATH` or `postgresql://...`; empty for geres.db in GERES_HOME.
     store: str = ""
     #: A node that is silent for so long is lost.  Longer bears worse networks, shorter reruns sooner.
@@ -88,6 +94,9 @@ class AgentConfig(Struct, frozen=True):
     wrap: str = ""
     #: On the way out, running tasks get so long to end by themselves.
     drain_seconds: float = 20.0
+    #: Who runs as which account of the node, like `{ "ann@site" = "ann", "*" = "batch" }`; several, parted by
+    #: blanks, may be chosen from with `--user`.  Who is not in it runs as the account of the same name.
+    accounts: dict[str, str] = {}
 
 
 class ClientConfig(Struct, frozen=True):
@@ -166,15 +175,20 @@ class Config(Struct, frozen=True):
             raise Invalid("\n".join(problems), problems=problems)
         return self
 
+    def _tls_problems(self) -> Iterator[tuple[str, str]]:
+        server = self.server
+        if server.insecure and server.certificate:
+            yield "server.insecure", "contradicts server.certificate; leave one of them out"
+        if server.key and server.certificate in ("", "self-made"):
+            yield "server.key", "belongs to a certificate; name its file as server.certificate"
+        if server.url and not server.url.startswith(("http://", "https://")):
+            yield "server.url", f"{server.url!r} is no address; write one like https://host.example:4470"
+
     def _ranges(self) -> Iterator[tuple[str, str]]:
         server, agent, client, log = self.server, self.agent, self.client, self.log
         if not 0 <= server.port <= 65535:
             yield "server.port", f"{server.port} is no port; take one from 1 to 65535, or 0 for any free one"
-        if server.host not in _LOOPBACK and not server.insecure:
-            yield (
-                "server.host",
-                f"{server.host} is reached by other machines; say server.insecure = true to mean it",
-            )
+        yield from self._tls_problems()
         if server.store and not server.store.startswith(("sqlite:", "postgresql://", "postgres://")):
             yield (
                 "server.store",
@@ -213,6 +227,9 @@ class Config(Struct, frozen=True):
                 yield "agent.resources", f"{name!r} cannot name a resource; use no dot and not only digits"
             if count < 0:
                 yield "agent.resources", f"{name} = {count} is below 0"
+        for subject, names in agent.accounts.items():
+            if not (subject and names.split()):
+                yield "agent.accounts", f"{subject!r} has no account; write SUBJECT = ACCOUNT"
         for path in agent.shared_paths:
             if not path.startswith("/"):
                 yield "agent.shared_paths", f"{path!r} is no absolute path"
@@ -234,6 +251,11 @@ SECTIONS: dict[str, type] = {
     "client": ClientConfig,
     "log": LogConfig,
 }
+#: Everything that geres puts into its home; `geres down --purge` removes these and nothing else.
+OURS = (
+    *("geres.db*", "blobs", "token", "agent.token", "agent", "logs", "address.json*", "up.json*"),
+    *("server.lock", "up.lock"),
+)
 #: Where the search for a settings file upwards begins, instead of in the current folder: `geres up` tells the
 #: parts that it starts, which run in no folder of the user's.
 CONFIG_FROM = "GERES_CONFIG_FROM"
@@ -505,3 +527,8 @@ def _nearest_key(key: str) -> str:
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     if value not in known:
         yield key, f"{value!r} is none of {', '.join(known)}"
+
+
+def is_loopback(host: str) -> bool:
+    """True for an address that only this machine reaches."""
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None

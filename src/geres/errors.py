@@ -15,9 +15,11 @@
     │   └── Changed             If-Match named an older version (412)
     ├── Gone                    a cursor before the oldest kept result (410)
     ├── OverQuota
+    ├── RateLimited             asked too often; the fact `retry_after_seconds` says when to ask again (429)
     ├── StoreUnavailable        the database does not answer; may be tried again as a whole
     │   └── StoreFull           its disk takes no more (507); people are told at once, loops wait
     ├── Unreachable             no server answers at the address
+    ├── Untrusted               a server answers there, with a certificate that is not trusted
     ├── TimedOut                a wait of the caller's ran out of time
     └── TaskFailed              raised by `result()` and `wait(check=True)` for a task that did not succeed
 
@@ -117,6 +119,12 @@ class OverQuota(GeresError):
     exit_status = 6
 
 
+class RateLimited(GeresError):
+    code = "rate_limited"
+    http_status = 429
+    exit_status = 7
+
+
 class StoreUnavailable(GeresError):
     code = "store_unavailable"
     http_status = 503
@@ -132,6 +140,12 @@ class Unreachable(GeresError):
     code = "unreachable"
     http_status = 503
     exit_status = 7
+
+
+class Untrusted(GeresError):
+    code = "untrusted"
+    http_status = 502
+    exit_status = 3
 
 
 class TimedOut(GeresError):

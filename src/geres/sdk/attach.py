@@ -12,6 +12,7 @@ import msgspec
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from geres import trust
 from geres.errors import GeresError, Unreachable, from_wire
 from geres.sdk.http import Transport
 
@@ -134,10 +135,13 @@ class Attachment:
                 close_timeout=1,
                 ping_timeout=None,  # a server that holds us back (the task does not read) answers no ping
                 proxy=None,
+                **trust.websocket_tls(url, address.fingerprint),
             )
             socket = stack.enter_context(opening)
         except InvalidStatus as refused:
             raise _refusal(refused) from None
+        except OSError as error:
+            raise trust.refusal(error, address.url, address.origin) or error from None
         with self._may_write:
             self._socket, self._stack = socket, stack
             self._ready = not (self._sent or self._eof)

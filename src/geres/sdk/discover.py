@@ -9,12 +9,11 @@ from urllib.parse import urlsplit
 import msgspec
 import platformdirs
 
-from geres import config
+from geres import config, trust
 from geres.errors import Denied, NotFound, Unauthenticated, Unreachable
 from geres.sdk.http import Address, check_address
 
 NO_CLUSTER = "no geres here: start one with `geres up`, or `geres login URL`"
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class Profile(msgspec.Struct, kw_only=True):
@@ -22,6 +21,7 @@ class Profile(msgspec.Struct, kw_only=True):
 
     url: str
     token: str
+    fingerprint: str = ""  #: of the one certificate that is good
 
 
 class UpFile(msgspec.Struct, kw_only=True):
@@ -42,12 +42,19 @@ class AddressFile(msgspec.Struct, kw_only=True):
     pid: int = 0
     version: str = ""
     started_at: str = ""
+    fingerprint: str = ""  #: of the certificate, where clients have to pin it
 
 
-def locate(url: str | None = None, token: str | None = None, home: str | Path | None = None) -> Address:
+def locate(
+    url: str | None = None,
+    token: str | None = None,
+    home: str | Path | None = None,
+    fingerprint: str | None = None,
+) -> Address:
     """The address and token to use: the arguments, GERES_URL and GERES_TOKEN, the login, or the home's.
 
-    Raises Unreachable, with the next step, where there is none.
+    The fingerprint of the server's certificate comes with it: the argument, GERES_FINGERPRINT, or what is
+    remembered of that address.  Raises Unreachable, with the next step, where there is no address.
     """
     if home is not None and url is None:
         return _of_home(Path(home).expanduser().absolute(), token)
@@ -55,7 +62,8 @@ def locate(url: str | None = None, token: str | None = None, home: str | Path | 
     if url is None and (url := os.environ.get("GERES_URL") or None):
         origin = "GERES_URL"
     if url is None and (profile := _read_profile()) is not None:
-        return Address(profile.url, token or os.environ.get("GERES_TOKEN") or profile.token, "geres login")
+        token = token or os.environ.get("GERES_TOKEN") or profile.token
+        return Address(profile.url, token, "geres login", fingerprint or profile.fingerprint)
     if url is None:
         return _of_home(config.home(), token)
     check_address(url)
@@ -65,7 +73,8 @@ def locate(url: str | None = None, token: str | None = None, home: str | Path | 
         token = _token_beside(folder, url)
     if token is None:
         raise Unauthenticated(f"{url} needs a token: set GERES_TOKEN, or use `geres login {url}`")
-    return Address(url.rstrip("/"), token, origin)
+    url = url.rstrip("/")
+    return Address(url, token, origin, fingerprint or _known_fingerprint(url, folder))
 
 
 def read_address(home: Path) -> AddressFile | None:
@@ -146,7 +155,7 @@ def _of_home(home: Path, token: str | None) -> Address:
             "start it with `geres up`",
             home=str(home),
         )
-    if not here and urlsplit(found.url).hostname in _LOOPBACK:
+    if not here and config.is_loopback(urlsplit(found.url).hostname or ""):
         raise Unreachable(
             f"{home / 'address.json'} is of host {found.host or 'another'}, which only that host reaches: "
             "run this there, or set GERES_HOME to a folder of this host",
@@ -155,7 +164,19 @@ def _of_home(home: Path, token: str | None) -> Address:
     token = token or os.environ.get("GERES_TOKEN") or _read_token(home / "token")
     if token is None:
         raise NotFound(f"{home / 'token'} is missing; start the cluster again with `geres up`")
-    return Address(found.url.rstrip("/"), token, str(home / "address.json"))
+    return Address(found.url.rstrip("/"), token, str(home / "address.json"), found.fingerprint)
+
+
+def _known_fingerprint(url: str, home: Path) -> str:
+    """What is remembered of the certificate at this address; empty where nothing is."""
+    if not url.startswith("https:"):
+        return ""
+    if text := os.environ.get("GERES_FINGERPRINT"):
+        return trust.parse_fingerprint(text, "GERES_FINGERPRINT")
+    if (profile := _read_profile()) is not None and profile.url == url:
+        return profile.fingerprint
+    found = read_address(home)
+    return found.fingerprint if found is not None and found.url.rstrip("/") == url else ""
 
 
 def _token_beside(home: Path, url: str) -> str | None:

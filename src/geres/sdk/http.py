@@ -16,6 +16,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
+from geres import trust
 from geres.errors import (
     GeresError,
     Invalid,
@@ -46,6 +47,7 @@ class Address(msgspec.Struct, frozen=True):
     url: str
     token: str
     origin: str = "the argument"  #: for messages: where the address was found
+    fingerprint: str = ""  #: of the one certificate that is good; empty: the machine's authorities decide
 
 
 class _Wire:
@@ -172,6 +174,10 @@ class Transport:
                     raise
                 failure = error
             except _LOST as error:
+                if refused := trust.refusal(error, self.address.url, self.address.origin):
+                    if self.find_again():  # started again, with another certificate beside its address
+                        continue
+                    raise refused from None
                 failure = Unreachable(
                     f"no server answers at {self.address.url} (from {self.address.origin}): "
                     f"{error or 'cut off'}",
@@ -194,7 +200,8 @@ class Transport:
             found = self._locate()
         except GeresError:
             return False
-        if (found.url, found.token) == (self.address.url, self.address.token):
+        known = self.address
+        if (found.url, found.token, found.fingerprint) == (known.url, known.token, known.fingerprint):
             return False
         self.address = found
         self.close()
@@ -244,8 +251,13 @@ class Transport:
                 return wire.connection, False
             wire.connection.close()
         parts = urlsplit(self.address.url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(parts.hostname or "", parts.port, timeout=timeout)
+        connection: http.client.HTTPConnection
+        host, port = parts.hostname or "", parts.port
+        if parts.scheme == "https":
+            context = trust.context(self.address.fingerprint)
+            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=timeout)
         connection.connect()
         self._mine.wire = wire = _Wire(connection)
         self._wires.add(wire)

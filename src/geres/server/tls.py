@@ -1,0 +1,188 @@
+"""The certificate of a server: given files, or one that geres makes itself and clients pin by its fingerprint.
+
+All servers of a store show the same self-made certificate, so that one fingerprint is good for each of them,
+behind any balancer: it lies in the store, and a copy in the home, readable by its owner alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+import secrets
+import socket
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from geres import config, trust
+from geres.config import ServerConfig
+from geres.errors import Invalid
+from geres.store import shared
+from geres.store.database import Database
+
+log = logging.getLogger("geres.server.tls")
+
+SELF_MADE = "self-made"
+FILE_NAME = "tls.pem"  #: in the home: the self-made certificate and its key
+_SECRET = "certificate"
+_LIFE = timedelta(days=3650)  # what is pinned is trusted whatever its dates
+
+
+class Tls:
+    """What a server shows to its clients."""
+
+    def __init__(self, certificate: Path, key: Path | None, *, pinned: bool | None = None) -> None:
+        """`pinned`: whether clients need the fingerprint; None: where nobody else signed the certificate.
+
+        Raises Invalid for files that are missing, unreadable, or do not belong together.
+        """
+        self._certificate, self._key = certificate, key
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.context.set_alpn_protocols(["http/1.1"])
+        self._seen = self._stamp()
+        self._load()
+        der, signed_by_itself = _first_certificate(certificate)
+        self.fingerprint = trust.fingerprint(der)
+        #: What clients pin; empty where an authority vouches for the certificate, which so may be renewed.
+        self.pin = self.fingerprint if (signed_by_itself if pinned is None else pinned) else ""
+
+    async def step(self) -> bool:
+        """Load the files again where they were renewed; connections that are open keep the old one."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return False
+        self._seen = stamp
+        try:
+            self._load()
+            der, _ = _first_certificate(self._certificate)
+        except Invalid as error:
+            log.error("the renewed certificate cannot be used; the old one stays: %s", error)
+            return False
+        self.fingerprint = trust.fingerprint(der)
+        log.info("the certificate was renewed: %s", self.fingerprint, extra={"event": "renewed"})
+        return False
+
+    def _load(self) -> None:
+        try:
+            self.context.load_cert_chain(self._certificate, self._key, password=lambda: "")
+        except OSError as error:
+            what = error.strerror if not isinstance(error, ssl.SSLError) else error.reason
+            raise Invalid(
+                f"certificate: {self._certificate} cannot be used"
+                f"{f' with {self._key}' if self._key else ''}: {what or error}; give PEM files that belong"
+                " together, the key without a password",
+                field="certificate",
+            ) from None
+
+    def _stamp(self) -> tuple[object, ...]:
+        return tuple(_stat(path) for path in (self._certificate, self._key) if path is not None)
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def prepare(settings: ServerConfig, home: Path, db: Database, *, now_us: int) -> Tls | None:
+    """The certificate that these settings ask for; None where clients are answered without TLS.
+
+    Raises Invalid for files that cannot be used.
+    """
+    if settings.certificate == SELF_MADE or (not settings.certificate and needs_tls(settings)):
+        return Tls(_self_made(settings.host, home, db, now_us), None, pinned=True)
+    if not settings.certificate:
+        return None
+    key = Path(settings.key).expanduser().absolute() if settings.key else None
+    return Tls(Path(settings.certificate).expanduser().absolute(), key)
+
+
+def needs_tls(settings: ServerConfig) -> bool:
+    """True where other machines reach the address and nobody said that they may without TLS."""
+    return not settings.insecure and not config.is_loopback(settings.host)
+
+
+def _self_made(host: str, home: Path, db: Database, now_us: int) -> Path:
+    """The file with the certificate that all servers of this store share; it is made where there is none."""
+    path = home / FILE_NAME
+    try:
+        mine: str | None = path.read_text()
+    except FileNotFoundError:
+        mine = None
+    except OSError as error:
+        raise Invalid(f"certificate: {path} cannot be read: {error.strerror}", field="certificate") from None
+    text = db.call(shared.secret, _SECRET, lambda: mine or make(host), now_us=now_us)
+    if text != mine:
+        write_private(path, text)
+    return path
+
+
+def make(host: str) -> str:
+    """A new certificate for this machine with its key, signed by itself, as PEM."""
+    # Loaded only to make one: it takes longer than the rest of a start.
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "geres")])
+    now = datetime.now(UTC)
+    names: list[x509.GeneralName] = []
+    for one in dict.fromkeys((socket.gethostname(), socket.getfqdn(), "localhost", host, "127.0.0.1", "::1")):
+        try:
+            names.append(x509.IPAddress(ipaddress.ip_address(one)))
+        except ValueError:
+            if one.isascii() and "*" not in one:
+                names.append(x509.DNSName(one))
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))  # clocks differ
+        .not_valid_after(now + _LIFE)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return (certificate.public_bytes(serialization.Encoding.PEM) + private).decode()
+
+
+def _first_certificate(path: Path) -> tuple[bytes, bool]:
+    """The first certificate of a PEM file in DER form, and whether it is signed by itself."""
+    from cryptography import x509  # as in `make`
+
+    try:
+        found = x509.load_pem_x509_certificate(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Invalid(f"certificate: {path} holds no certificate: {error}", field="certificate") from None
+    return ssl.PEM_cert_to_DER_cert(_pem(found)), found.issuer == found.subject
+
+
+def _pem(certificate: object) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding  # as in `make`
+
+    text: bytes = certificate.public_bytes(Encoding.PEM)  # type: ignore[attr-defined]
+    return text.decode()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file for its owner alone, moved into place whole."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    part.touch(0o600)
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
