@@ -65,4 +65,8 @@ class Context:
     job_ender: Doorbell = field(default_factory=Doorbell)  #: rung when a job may have ended
     version: str = ""
     disk_warn_percent: int = 90  #: from here on a node's disk is warned about at submit
+    requests_per_second: float = 0.0  #: of one token, over some seconds; 0 for no limit
+    used_tokens: dict[int, int] = field(default_factory=dict)  #: id to when: what is not stored yet
+    #: Called where a token was revoked, or a user or tenant changed.
+    forget_callers: Callable[[], None] = lambda: None
     stopping: bool = False  #: new requests are refused; open ones finish

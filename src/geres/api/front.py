@@ -7,14 +7,16 @@ show.  They are plain functions of a Call; the OpenAPI document describes them a
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from geres.api import access
 from geres.api.asgi import App, Message, Receive, Scope, Send, closing, respond
-from geres.api.auth import Auth, check_may
+from geres.api.auth import Auth
 from geres.api.bodies import error_body
 from geres.api.context import Context
-from geres.errors import GeresError, Invalid, NotFound, StoreUnavailable
+from geres.errors import GeresError, Invalid, NotFound, RateLimited, StoreUnavailable
 from geres.model.callers import Caller
 
 log = logging.getLogger("geres.api")
@@ -22,7 +24,6 @@ log = logging.getLogger("geres.api")
 _MOST_BODY_BYTES = 16 << 20
 _MOST_BULK_BYTES = 256 << 20
 _LARGE = frozenset({"/v1/tasks:bulk", "/v1/jobs"})
-_OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
 
 
 @dataclass(slots=True)
@@ -60,7 +61,13 @@ class Front:
     ) -> None:
         """`exact` is by method and path, `by_key` by method and what stands before and after a key."""
         self._context, self._inner = context, inner
-        self._auth = Auth(context.db, context.clock)
+        self._auth = Auth(
+            context.db,
+            context.clock,
+            requests_per_second=context.requests_per_second,
+            used=context.used_tokens,
+        )
+        context.forget_callers = self._auth.forget
         self._exact, self._sockets = exact, sockets
         self._by_key = [(method, before, after, hot) for (method, before, after), hot in by_key.items()]
 
@@ -87,10 +94,7 @@ class Front:
         except GeresError as error:
             if started:
                 raise
-            headers = [(b"www-authenticate", b"Bearer")] if error.http_status == 401 else []
-            if isinstance(error, StoreUnavailable):
-                headers.append((b"retry-after", b"1"))
-            await respond(send, error.http_status, error_body(error), headers)
+            await respond(send, error.http_status, error_body(error), refusal_headers(error))
         except Exception:
             log.exception("request failed", extra={"event": "request_failed", "path": scope["path"]})
             if started:
@@ -101,7 +105,8 @@ class Front:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
-        if path in _OPEN:
+        roles = access.roles_for(method, path)
+        if roles is access.NOBODY:
             await self._inner(scope, receive, send)
             return
         if "\0" in path:
@@ -109,9 +114,8 @@ class Front:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if self._context.stopping and method != "GET":
             raise StoreUnavailable("this server is stopping; ask again in a moment")
-        authorization = headers.get(b"authorization")
-        caller = self._auth.remembered(authorization) or await self._auth.caller(authorization)
-        check_may(caller, method, path)
+        caller = await self._auth.caller(headers, _address(scope))
+        access.check(caller, roles, method, path)
         found = self._hot(method, path)
         if found is None:
             scope["state"]["caller"] = caller
@@ -144,11 +148,26 @@ class Front:
             route = self._sockets(scope["path"])
             if route is None:
                 raise Invalid(f"there is no WebSocket at {scope['path']}")
-            caller = await self._auth.caller(headers.get(b"authorization"))
-            check_may(caller, "WEBSOCKET", scope["path"])
+            caller = await self._auth.caller(headers, _address(scope))
+            access.check(caller, access.roles_for("WEBSOCKET", scope["path"]), "WEBSOCKET", scope["path"])
             await route(self._context, caller, scope, receive, send)
         except GeresError as error:
             await refuse_socket(scope, receive, send, error)
+
+
+def _address(scope: Scope) -> str:
+    """The IP address of the other side; empty on a Unix socket."""
+    client = scope.get("client")
+    return client[0] if client else ""
+
+
+def refusal_headers(error: GeresError) -> list[tuple[bytes, bytes]]:
+    """What goes with a refusal: how to log in, when to ask again (in whole seconds, as HTTP has it)."""
+    if error.http_status == 401:
+        return [(b"www-authenticate", b"Bearer")]
+    if isinstance(error, RateLimited):
+        return [(b"retry-after", b"%d" % math.ceil(error.facts["retry_after_seconds"]))]
+    return [(b"retry-after", b"1")] if isinstance(error, StoreUnavailable) else []
 
 
 async def refuse_socket(scope: Scope, receive: Receive, send: Send, error: GeresError) -> None:

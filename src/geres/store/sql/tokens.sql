@@ -1,11 +1,15 @@
--- name: find_caller
-SELECT k.tenant_id, n.name AS tenant, k.subject, k.role
-  FROM token k JOIN tenant n ON n.id = k.tenant_id
- WHERE k.hash = :hash AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > :now_us)
+-- name: find_token
+-- Good or not: the reader says what is wrong.
+SELECT k.id, k.tenant_id, n.name AS tenant, k.subject, k.role, k.expires_at, k.revoked_at,
+       n.disabled_at AS tenant_disabled_at, u.disabled_at AS user_disabled_at
+  FROM token k
+  JOIN tenant n ON n.id = k.tenant_id
+  LEFT JOIN "user" u ON u.tenant_id = k.tenant_id AND u.name = k.subject
+ WHERE k.hash = :hash
 
 -- name: ensure_token
-INSERT INTO token (tenant_id, hash, subject, role, created_at)
-VALUES (:tenant_id, :hash, :subject, :role, :now_us)
+INSERT INTO token (tenant_id, hash, subject, role, name, prefix, created_at)
+VALUES (:tenant_id, :hash, :subject, :role, :name, :prefix, :now_us)
 ON CONFLICT (hash) DO UPDATE
    SET tenant_id = excluded.tenant_id, subject = excluded.subject, role = excluded.role,
-       revoked_at = NULL, expires_at = NULL
+       name = excluded.name, prefix = excluded.prefix, revoked_at = NULL, expires_at = NULL
