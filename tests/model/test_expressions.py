@@ -15,6 +15,7 @@ from geres.model.expressions import Field, node_matcher, to_sql
 FIELDS = {
     "name": Field("text", "name"),
     "exit_code": Field("number", "exit_code"),
+    "number": Field("number", "number"),
     "cpus": Field("millis", "cpus"),
     "wait_seconds": Field("micros", "wait_us"),
     "created_at": Field("time", "created_at"),
@@ -36,12 +37,12 @@ NODE = {
 def matching_rows(text: str, rows: list[dict[str, object]]) -> list[int]:
     condition, parameters = to_sql(text, FIELDS, json_text=JSON_TEXT)
     connection = sqlite3.connect(":memory:")
-    connection.execute("CREATE TABLE t (number, id, name, exit_code, cpus, wait_us, created_at, meta)")
+    connection.execute("CREATE TABLE t (place, number, id, name, exit_code, cpus, wait_us, created_at, meta)")
     for number, row in enumerate(rows):
-        row = {"number": number, "meta": "{}", **row}
+        row = {"place": number, "meta": "{}", **row}
         marks = ", ".join(f":{key}" for key in row)
         connection.execute(f"INSERT INTO t ({', '.join(row)}) VALUES ({marks})", row)
-    found = connection.execute(f"SELECT number FROM t WHERE {condition} ORDER BY number", parameters)
+    found = connection.execute(f"SELECT place FROM t WHERE {condition} ORDER BY place", parameters)
     numbers = [number for (number,) in found]
     connection.close()
     return numbers
@@ -53,7 +54,13 @@ def matching_rows(text: str, rows: list[dict[str, object]]) -> list[int]:
         ('name == "a"', [0]),
         ('name != "a"', [1, 2]),
         ("exit_code in (1, 2)", [0, 1]),
-        ("exit_code not in (1,)", [1, 2]),
+        ("exit_code != 1", [1]),
+        ("1 != exit_code", [1]),
+        ("exit_code != None", [0, 1]),
+        ("exit_code not in (1,)", [1]),
+        ("exit_code not in (1, None)", [1]),
+        ('name not in ("a",)', [1, 2]),
+        ("cpus != 0.1", [1]),
         ("exit_code == None", [2]),
         ("not exit_code > 1", [0, 2]),
         ("0 < exit_code < 2", [0]),
@@ -84,6 +91,7 @@ def test_a_filter_finds_exactly_its_rows(text: str, numbers: list[int]) -> None:
 @given(
     name=st.one_of(st.none(), st.sampled_from(["a", "b"])),
     code=st.one_of(st.none(), st.integers(-1, 1)),
+    cpus=st.one_of(st.none(), st.integers(-1, 1)),
     text=st.recursive(
         st.sampled_from(
             [
@@ -93,6 +101,10 @@ def test_a_filter_finds_exactly_its_rows(text: str, numbers: list[int]) -> None:
                 "node.gpus >= 0",
                 "node.gpus == None",
                 "node.gpus in (0, -1)",
+                "node.gpus not in (0, -1)",
+                "node.gpus != 1",
+                "node.gpus != node.cpus",
+                'node.arch not in ("b",)',
                 'node.arch in ("b", None)',
                 '"a" in node.arch',
                 "node.arch",
@@ -105,12 +117,12 @@ def test_a_filter_finds_exactly_its_rows(text: str, numbers: list[int]) -> None:
         max_leaves=6,
     ),
 )
-def test_sql_and_python_agree(name: str | None, code: int | None, text: str) -> None:
-    in_python = node_matcher(text)({"arch": name, "gpus": code})
+def test_sql_and_python_agree(name: str | None, code: int | None, cpus: int | None, text: str) -> None:
+    in_python = node_matcher(text)({"arch": name, "gpus": code, "cpus": cpus})
 
     in_sql = matching_rows(
-        text.replace("node.arch", "name").replace("node.gpus", "exit_code"),
-        [{"name": name, "exit_code": code}],
+        text.replace("node.arch", "name").replace("node.gpus", "exit_code").replace("node.cpus", "number"),
+        [{"name": name, "exit_code": code, "number": cpus}],
     )
 
     assert in_python == bool(in_sql)

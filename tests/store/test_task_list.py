@@ -39,7 +39,11 @@ def test_pages_of_100_over_250_do_not_repeat_while_tasks_are_added(world: World)
 
 
 @pytest.mark.parametrize(
-    "sort", ["name", "-name", "priority", "-created_at", "exit_code", "-node", "-usage.wall_seconds", "queue"]
+    "sort",
+    [
+        *("name", "-name", "priority", "-created_at", "exit_code", "-node", "-usage.wall_seconds", "queue"),
+        *("cpus", "-memory_bytes"),
+    ],
 )
 def test_every_order_pages_through_everything_once(world: World, sort: str) -> None:
     for number in range(7):
@@ -190,3 +194,25 @@ def test_ids_mean_what_they_say(world: World) -> None:
 def tasks_of(world: World, ref: str) -> list[Any]:
     found = world.db.call(tasks.keys_of, world.ann, ref)
     return [world.db.call(tasks.get_short, world.ann, one) for one in found]
+
+
+def test_filters_ask_for_cpus_memory_and_gpus(world: World) -> None:
+    [small] = world.submit()
+    [large] = world.submit(cpus=2.5, memory_bytes=2 << 30, gpus=1)
+    [half] = world.submit(cpus=0.5, memory_bytes=1 << 30)
+
+    assert listed(world, filter="cpus > 2 and memory_bytes > 1e9") == [large]
+    assert listed(world, filter='memory_bytes == "1G"') == [half]
+    assert listed(world, filter="cpus == 0.5 or gpus == 1") == [half, large]
+    assert listed(world, filter="cpus == 1 and memory_bytes == 0", count=True) == [small]
+    assert listed(world, sort="-cpus") == [large, small, half]
+
+
+def test_what_has_no_exit_code_differs_from_none(world: World) -> None:
+    node = world.connect()
+    [fails, waits] = world.submit(2)
+    [(_, attempt)] = world.assign(node, 1)
+    world.turn(node, 0, ended=[ended(fails, attempt, "failed", exit_code=7)])
+
+    assert listed(world, filter="exit_code != 0") == [fails]
+    assert listed(world, filter="exit_code == None") == [waits]

@@ -2,7 +2,8 @@
 
 `state == "failed" and exit_code in (1, 2)`, `meta.proj == "x"`, `node.memory_bytes >= "64G"`: comparisons
 of names with literals, joined by and, or, not and brackets.  `"x" in name` asks whether a text contains
-another.  A comparison with something that has no value is false, but for `==` and `!=` with None.
+another.  A comparison with something that has no value is false, but for `==` and `!=` with None; only a
+text that is missing differs from every text: `node.labels.zone != "a"` takes nodes without that label.
 """
 
 from __future__ import annotations
@@ -190,7 +191,11 @@ class _Reader:
     def one_comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> _Part:
         if isinstance(op, ast.In | ast.NotIn):
             found = self.membership(left, right)
-            return _Not(found) if isinstance(op, ast.NotIn) else found
+            if isinstance(op, ast.In):
+                return found
+            if isinstance(found, _OneOf) and None not in found.choices:
+                return _differs(found.left, _Not(found))
+            return _Not(found)
         if isinstance(op, ast.Is | ast.IsNot):
             self.refuse("`is` is not known here; write == or !=", left)
         sign = _COMPARE[type(op)][0]
@@ -207,7 +212,8 @@ class _Reader:
         value = self.literal(name, right)
         if value is None and sign not in ("=", "<>"):
             self.refuse("None can only be compared with == and !=", right)
-        return _Compare(sign, name, value)
+        found = _Compare(sign, name, value)
+        return _differs(name, found) if sign == "<>" and value is not None else found
 
     def membership(self, left: ast.expr, right: ast.expr) -> _Part:
         if isinstance(right, ast.List | ast.Tuple | ast.Set):
@@ -277,6 +283,13 @@ def is_storable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return "\0" not in text
+
+
+def _differs(name: _Name, part: _Part) -> _Part:
+    """A number, time or size that is missing differs from nothing; a text that is missing differs from all."""
+    if name.field.kind == "text":
+        return part
+    return _Joined("AND", (_Compare("<>", name, None), part))
 
 
 def _is_name(node: ast.expr) -> bool:
@@ -353,7 +366,7 @@ def _compile(part: _Part) -> Callable[[Mapping[str, Any]], Any]:
 def _compile_comparison(part: _Compare) -> Callable[[Mapping[str, Any]], Any]:
     get, compare = _getter(part.left), _BY_SIGN[part.sign]
     other = _getter(part.right) if isinstance(part.right, _Name) else (lambda facts: part.right)
-    if part.sign in ("=", "<>"):
+    if part.sign in ("=", "<>") and not isinstance(part.right, _Name):
         return lambda facts: compare(get(facts), other(facts))
 
     def test(facts: Mapping[str, Any]) -> bool:

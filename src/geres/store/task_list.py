@@ -38,6 +38,9 @@ FILTER_FIELDS: dict[str, Field] = {
     "pool": Field("text", "p.name"),
     "node": Field("text", "n.name"),
     "priority": Field("number", "t.priority"),
+    "cpus": Field("millis", "c.cpus_milli"),
+    "memory_bytes": Field("bytes", "c.memory_bytes"),
+    "gpus": Field("number", "c.gpus"),
     "attempt": Field("number", "t.attempt"),
     "exit_code": Field("number", "t.exit_code"),
     "signal": Field("number", "t.signal"),
@@ -58,6 +61,15 @@ _JSON_TEXT = {
     "sqlite": "json_extract({column}, '$.\"' || {key} || '\"')",
     "postgres": "(CAST({column} AS JSON) ->> CAST({key} AS TEXT))",
 }
+#: What tasks ask for, out of the JSON of their resource classes: few rows, and looked into once for a list.
+_CLASSES = {
+    "sqlite": "(SELECT id, CAST(COALESCE(body->>'cpus_milli', 1000) AS INTEGER) AS cpus_milli,"
+    " CAST(COALESCE(body->>'memory_bytes', 0) AS INTEGER) AS memory_bytes,"
+    " CAST(COALESCE(body->>'gpus', 0) AS INTEGER) AS gpus FROM resource_class WHERE json_valid(body))",
+    "postgres": "(SELECT id, CAST(COALESCE(CAST(body AS JSON)->>'cpus_milli', '1000') AS BIGINT) AS cpus_milli,"
+    " CAST(COALESCE(CAST(body AS JSON)->>'memory_bytes', '0') AS BIGINT) AS memory_bytes,"
+    " CAST(COALESCE(CAST(body AS JSON)->>'gpus', '0') AS BIGINT) AS gpus FROM resource_class)",
+}
 #: Sort word to columns; a column that may be NULL sorts as the smallest value.
 _SORTS: dict[str, str] = {
     "id": "t.id",
@@ -71,6 +83,9 @@ _SORTS: dict[str, str] = {
     "submitted_by": "t.submitted_by",
     "user": "t.submitted_by",
     "exit_code": "COALESCE(t.exit_code, -1)",
+    "cpus": "c.cpus_milli",
+    "memory_bytes": "c.memory_bytes",
+    "gpus": "c.gpus",
     "node": "COALESCE(n.name, '')",
     "usage.wall_seconds": "COALESCE(a.wall_us, -1)",
     "usage.max_rss_bytes": "COALESCE(a.max_rss_bytes, -1)",
@@ -83,9 +98,10 @@ _JOINS = {
     "s": "JOIN spec s ON s.id = t.spec_id",
     "l": "JOIN lane l ON l.id = t.lane_id",
     "p": "JOIN pool p ON p.id = l.pool_id",
+    "c": "JOIN {classes} c ON c.id = l.class_id",
 }
-_NEEDS = {"n": ("a",), "p": ("l",)}
-_ALIAS = re.compile(r"\b([anjslp])\.")
+_NEEDS = {"n": ("a",), "p": ("l",), "c": ("l",)}
+_ALIAS = re.compile(r"\b([anjslpc])\.")
 _WORDS = {"pending": WAITING, "final": FINAL, "on_node": ON_NODE}
 
 
@@ -156,7 +172,7 @@ def list_tasks(tx: Tx, caller: Caller, query: TaskQuery, *, job_id: int | None) 
         where.text += condition
         where.parameters.update(parameters)
     columns = ", ".join(f"{column} AS c{i}" for i, column in enumerate(order.columns))
-    sql = _fill("select_task_ids", where.text, order.sql(), columns)
+    sql = _fill(tx, "select_task_ids", where.text, order.sql(), columns)
     found = tx.text(sql, {"tenant_id": caller.tenant_id, "limit": query.limit + 1, **where.parameters})
     more, found = len(found) > query.limit, found[: query.limit]
     tasks = show.tasks_by_id(tx, [row["id"] for row in found])
@@ -254,7 +270,7 @@ def _order(query: TaskQuery, states: frozenset[TaskState] | None) -> tuple[_Orde
     return _Order([_SORTS[name], "t.id"], [down, down]), word
 
 
-def _fill(statement: str, where: str, order: str = "", columns: str = "") -> str:
+def _fill(tx: Tx, statement: str, where: str, order: str = "", columns: str = "") -> str:
     used = set(_ALIAS.findall(where + order + columns))
     for alias in list(used):
         used.update(_NEEDS.get(alias, ()))
@@ -262,7 +278,7 @@ def _fill(statement: str, where: str, order: str = "", columns: str = "") -> str
     text = statements("sqlite")[statement]
     for mark, value in (("joins", joins), ("where", where), ("order", order), ("sort", columns)):
         text = text.replace(f"/* {mark} */", value)
-    return text
+    return text.replace("{classes}", _CLASSES[tx.dialect])
 
 
 def _matched(
@@ -287,7 +303,9 @@ def _matched(
     if all(other is None for other in others):
         counts = msgspec.structs.asdict(count_states(tx, caller.tenant_id, job_id))
         return sum(counts[state] for state in (states if states is not None else TaskState))
-    rows = tx.text(_fill("count_task_ids", where.text), {"tenant_id": caller.tenant_id, **where.parameters})
+    rows = tx.text(
+        _fill(tx, "count_task_ids", where.text), {"tenant_id": caller.tenant_id, **where.parameters}
+    )
     return int(rows[0]["n"])
 
 
