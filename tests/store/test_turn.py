@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from geres.errors import Invalid, JobFinished, NameTaken
@@ -9,7 +11,8 @@ from geres.model.states import TaskState
 from geres.model.tasks import Retry, TaskRow, TaskSpec
 from geres.store import ends, jobs, submit, task_actions
 from geres.store.database import Tx
-from tests.store.world import LEASE_US, SECOND, World, ended, key
+from geres.store.turn import Candidate, Gathered, Placement, turn
+from tests.store.world import LEASE_US, SECOND, FirstNode, World, ended, key
 
 
 def test_a_queued_task_is_assigned_once_and_ends_with_a_result(world: World) -> None:
@@ -370,3 +373,26 @@ def test_a_job_whose_tasks_were_skipped_for_a_parent_has_not_gone_well(world: Wo
 
     row = world.row("SELECT * FROM job WHERE id = :id", id=int(job))
     assert (row["state"], row["outcome"], row["skipped"]) == ("completed", "failed", 2)
+
+
+@pytest.mark.parametrize(("high", "read"), [(4, ["high"]), (3, ["high", "low"])])
+def test_tasks_behind_as_many_as_could_start_are_not_read(world: World, high: int, read: list[str]) -> None:
+    names = {
+        key(world.submit(high, job=world.job(), priority=1)[-1]) >> 32: "high",
+        key(world.submit(9, job=world.job(), priority=0)[-1]) >> 32: "low",
+    }
+    node = world.connect()
+    seen: list[str] = []
+
+    class Noting(FirstNode):
+        def place(self, candidates: Sequence[Candidate]) -> list[Placement]:
+            seen.extend(sorted({names[candidate.id >> 32] for candidate in candidates}))
+            return super().place(candidates)
+
+    work = Gathered({node.node_id: node.epoch}, pools=[node.pool_id])
+    planner = Noting(node.node_id, 4)
+    done = world.db.call(turn, work, planner, tenant_id=world.tenant_id, now_us=world.now_us)
+
+    assert seen == read
+    assert len(done.assigned) == 4
+    assert done.waiting

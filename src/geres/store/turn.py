@@ -7,6 +7,7 @@ reports whose fence holds; last, number the results and write the ends.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -109,6 +110,7 @@ class Turned:
     task_ids: list[int] = field(default_factory=list)  #: that ended, or changed their state
     jobs: dict[int, int] = field(default_factory=dict)  #: with new results: the last finish number
     more: bool = False  #: another turn would find more to do
+    queued: bool = False  #: something is queued that was not before: on another server's nodes it may start
     waiting: bool = False  #: tasks were left queued that freed room might start
 
 
@@ -172,9 +174,17 @@ def _dispatch(
     chosen = planner.choose([lane for lane in lanes if lane.id not in locked_out], caps)
     candidates: list[Candidate] = []
     read_out = 0
+    in_front: Counter[tuple[int, int]] = Counter()  # by class and priority, of lanes without a limit
+    lane_of, capped = {lane.id: lane for lane in lanes}, {lane_id for cap in caps for lane_id in cap.lane_ids}
     for lane_id, most in chosen:
+        lane = lane_of[lane_id]
+        if _in_front_of(lane, in_front) >= most:
+            continue
         rows = tx.rows("queued_tasks_of_lane", lane_id=lane_id, limit=most)
-        candidates += [Candidate._make((*row, lane_id)) for row in rows]
+        found = [Candidate._make((*row, lane_id)) for row in rows]
+        candidates += found
+        if lane_id not in capped:
+            in_front.update((lane.class_id, candidate.priority) for candidate in found)
         read_out += len(rows) < most
         if not rows:
             empty.append(lane_id)
@@ -188,6 +198,18 @@ def _dispatch(
         attempts = dict(rows)
         done.assigned += [(p, attempts[p.candidate.id]) for p in placements if p.candidate.id in attempts]
     return bool(caps)
+
+
+def _in_front_of(lane: Lane, read: Counter[tuple[int, int]]) -> int:
+    """How many tasks were read that ask for the same and come before any of this lane by their priority.
+
+    As many as could start of the lane: reading it, which on PostgreSQL is a lock a row, would be for nothing.
+    """
+    return sum(
+        n
+        for (class_id, priority), n in read.items()
+        if class_id == lane.class_id and priority > lane.priority
+    )
 
 
 def _rest(tx: Tx, lane_ids: list[int]) -> None:
@@ -278,6 +300,8 @@ def _end(tx: Tx, reports: list[tuple[int, Ended]], done: Turned, now_us: int) ->
         if task is not None and task.attempt == report.attempt and task.node_id == node:
             accepted.append((node, report, task))
             del tasks[report.task]  # the same end twice in one turn counts once
+    if len(accepted) < len(reports):  # some were ended by force, and their node has now ended them too
+        tx.run("forget_kills", batch=batch((node, report.task, report.attempt) for node, report in reports))
     if accepted:
         settle(tx, accepted, done, now_us)
 
@@ -309,12 +333,12 @@ def settle(tx: Tx, accepted: list[tuple[int, Ended, Any]], done: Turned, now_us:
     if requeued:
         tx.run("requeue_tasks", batch=batch(requeued), now_us=now_us)
         done.task_ids += sorted(row[0] for row in requeued)
-        done.more = True
+        done.more = done.queued = True
     if ends:
         ended = record(tx, ends, now_us=now_us)
         done.task_ids += ended.task_ids
         done.jobs |= ended.jobs
-        done.more = done.more or bool(ended.freed)
+        done.more, done.queued = done.more or bool(ended.freed), done.queued or bool(ended.freed)
     wake_lanes(tx, (row[0] for row in requeued))
 
 
