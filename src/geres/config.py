@@ -254,6 +254,7 @@ SECTIONS: dict[str, type] = {
 #: Everything that geres puts into its home; `geres down --purge` removes these and nothing else.
 OURS = (
     *("geres.db*", "blobs", "token", "agent.token", "agent", "logs", "address.json*", "up.json*"),
+    *("tls.pem", "node.json"),
     *("server.lock", "up.lock"),
 )
 #: Where the search for a settings file upwards begins, instead of in the current folder: `geres up` tells the

@@ -112,14 +112,18 @@ def _shake_hands(url: str, context: ssl.SSLContext) -> str:
         raise refusal(error, url) or Unreachable(f"no server answers at {url}: {error}", url=url) from None
 
 
-def refusal(error: BaseException, url: str, origin: str = "") -> Untrusted | Unreachable | None:
-    """What a failed handshake means, in words; None for an error that trying again may cure."""
+def refusal(
+    error: BaseException, url: str, origin: str = "", *, remedy: str = ""
+) -> Untrusted | Unreachable | None:
+    """What a failed handshake means, in words; None for an error that has nothing to do with trust.
+
+    `remedy` is what to do once the new certificate is known to be good; by default for people.
+    """
     if isinstance(error, WrongCertificate):
         return Untrusted(
             f"the server at {url} shows the certificate {error.shown}, but {error.pinned} is pinned"
             f"{f' ({origin})' if origin else ''}: someone may be listening in between, or its certificate was"
-            f" made anew; ask who runs it, and only then pin the new one with `geres login {url}"
-            f" --fingerprint {error.shown}`",
+            f" made anew; ask who runs it, and only then {remedy or _pin(url, error.shown)}",
             url=url,
             shown=error.shown,
             pinned=error.pinned,
@@ -127,8 +131,8 @@ def refusal(error: BaseException, url: str, origin: str = "") -> Untrusted | Unr
     if isinstance(error, ssl.SSLCertVerificationError):
         return Untrusted(
             f"no authority that this machine trusts vouches for the certificate of {url}"
-            f" ({error.verify_message or error.reason}); if its operator gave you its fingerprint, `geres"
-            f" login {url} --fingerprint sha256:...` pins it, or set GERES_FINGERPRINT",
+            f" ({error.verify_message or error.reason}); where its operator gave you its fingerprint,"
+            f" {remedy or _pin(url, 'sha256:...') + ', or set GERES_FINGERPRINT'}",
             url=url,
         )
     if isinstance(error, ssl.SSLError) and error.reason in _NO_TLS:
@@ -136,3 +140,7 @@ def refusal(error: BaseException, url: str, origin: str = "") -> Untrusted | Unr
             f"the server at {url} does not speak TLS; write http://{urlsplit(url).netloc}", url=url
         )
     return None
+
+
+def _pin(url: str, shown: str) -> str:
+    return f"pin it with `geres login {url} --fingerprint {shown}`"

@@ -28,6 +28,7 @@ def status(app: App, style: Style) -> int:
     local = found if found is not None and found.url.rstrip("/") == client.url else None
     facts: dict[str, Any] = {
         "url": client.url,
+        "fingerprint": client.transport.address.fingerprint or None,
         "home": str(config.home()) if local else None,
         "version": local.version if local else None,
         "pid": local.pid if local else None,
@@ -99,6 +100,8 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[str]:
     yield f"geres {version} is up at {facts['url']}{since}"
     if facts["home"]:
         yield f"home:   {facts['home']} (server process {facts['pid']})"
+    if facts["fingerprint"]:
+        yield f"shows:  {facts['fingerprint']}"
     yield f"you:    {escape(facts['subject'])}, {facts['role']}"
     nodes = facts["nodes"]
     yield f"nodes:  {nodes['connected']} of {nodes['total']} connected"

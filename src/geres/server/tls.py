@@ -1,4 +1,4 @@
-"""The certificate of a server: given files, or one that geres makes itself and clients pin by its fingerprint.
+"""The certificate of a server: given files, or one that geres makes and clients pin by its fingerprint.
 
 All servers of a store show the same self-made certificate, so that one fingerprint is good for each of them,
 behind any balancer: it lies in the store, and a copy in the home, readable by its owner alone.
