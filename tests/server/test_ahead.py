@@ -15,6 +15,7 @@ from geres.server.dispatcher import Dispatcher
 from geres.server.waiters import Waiters
 from geres.store import submit
 from geres.store.database import open_database
+from geres.store.servers import Introduction
 from tests.store.world import SECOND, World
 
 CPUS = 2
@@ -68,7 +69,8 @@ class Node:
 async def test_no_order_of_messages_overbooks_or_starves(seed: int, tmp_path: Path) -> None:
     dice = random.Random(seed)
     world = World(open_database(f"sqlite:{tmp_path / 'geres.db'}"))
-    dispatcher = Dispatcher(world.db, lambda: world.now_us, Waiters(), tenant_id=world.tenant_id, server_id=1)
+    me = Introduction(1, "http://127.0.0.1:1", "0", 0)
+    dispatcher = Dispatcher(world.db, lambda: world.now_us, Waiters(), tenant_id=world.tenant_id, me=me)
     node = Node()
     hello = Hello(1, "0", "n1", "boot", "h", "h", "x86_64", "linux", 1, "ann", float(CPUS), 1 << 33)
     desk = await dispatcher.connect(hello, node.send, lambda why: None)

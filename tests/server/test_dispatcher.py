@@ -12,12 +12,17 @@ from geres.errors import StoreUnavailable
 from geres.model.tasks import Usage
 from geres.model.wire import Ended, Frame, Hello
 from geres.server import known
+from geres.server.asking import Asking
 from geres.server.desk import Desk
 from geres.server.dispatcher import Dispatcher
+from geres.server.leases import Leases
 from geres.server.waiters import Waiters
 from geres.store import task_actions
 from geres.store.database import Order, SqliteDatabase
+from geres.store.servers import Introduction
 from tests.store.world import LEASE_US, SECOND, World, key
+
+ME = Introduction(1, "http://127.0.0.1:1", "0", 0)
 
 
 class Shaky(SqliteDatabase):
@@ -53,7 +58,10 @@ class Servers:
         self.db = Shaky(path)
         self.world = World(self.db)
         self.dispatcher = Dispatcher(
-            self.db, lambda: self.world.now_us, Waiters(), tenant_id=self.world.tenant_id, server_id=1
+            self.db, lambda: self.world.now_us, Waiters(), tenant_id=self.world.tenant_id, me=ME
+        )
+        self.leases = Leases(
+            self.db, lambda: self.world.now_us, self.dispatcher, ME, lease_seconds=LEASE_US / SECOND
         )
         self.frames: list[Frame] = []
         self.closed: list[str] = []
@@ -160,12 +168,12 @@ async def test_leases_go_on_after_the_store_was_away(servers: Servers) -> None:
     await servers.connect()
     servers.world.now_us += 2 * LEASE_US
 
-    await servers.dispatcher.lose_step()
+    await servers.leases.lose_step()
     assert servers.world.row("SELECT state FROM node")["state"] == "idle"
 
     for _ in range(15):
         servers.world.now_us += SECOND
-        await servers.dispatcher.lose_step()
+        await servers.leases.lose_step()
     assert servers.world.row("SELECT state FROM node")["state"] == "lost"
 
 
@@ -240,6 +248,6 @@ async def test_a_signal_is_sent_once_however_often_the_bell_rings(servers: Serve
     )
 
     for _ in range(3):
-        await servers.dispatcher.ask_step()
+        await Asking(servers.db, servers.dispatcher).step()
 
     assert [ask.signal for frame in servers.frames for ask in frame.ask] == [1]

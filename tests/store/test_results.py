@@ -11,6 +11,7 @@ from geres.model.callers import Caller
 from geres.model.tasks import Results, Retry
 from geres.store import doctor, idempotency, jobs, results, servers, task_edits, tasks, tokens, upkeep
 from geres.store.database import Tx
+from geres.store.servers import Introduction
 from tests.store.world import SECOND, World, ended, key
 
 
@@ -252,7 +253,7 @@ def test_a_new_server_lets_all_leases_go_on(world: World) -> None:
     node = world.connect()
     world.now_us += 1000 * SECOND
 
-    world.db.call(servers.register, "http://x", "1", lease_us=15 * SECOND, now_us=world.now_us)
+    world.db.call(servers.register, Introduction(0, "http://x", "1", world.now_us), lease_us=15 * SECOND)
 
     assert world.row("SELECT lease_until FROM node WHERE id = :id", id=node.node_id) == {
         "lease_until": world.now_us + 15 * SECOND

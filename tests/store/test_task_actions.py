@@ -10,7 +10,7 @@ from geres.errors import Invalid
 from geres.model.callers import Caller
 from geres.model.states import TaskState
 from geres.model.tasks import Retry
-from geres.store import doctor, task_actions
+from geres.store import dispatching, doctor, task_actions
 from geres.store.task_actions import Done
 from tests.store.world import World, ended, key
 
@@ -82,11 +82,13 @@ def test_force_ends_it_in_the_store_and_the_late_report_changes_nothing(world: W
     done = act(world, task_actions.cancel, task, force=True)
 
     assert answers(done) == [(task, "cancelled")]
-    assert done.kill == [(node.node_id, key(task), 1)]
+    assert done.asked_nodes == {node.node_id}
+    assert world.db.call(dispatching.kills_on, [node.node_id]) == [(node.node_id, key(task), 1)]
     assert world.task(task)["reason"] == "forced"
     late = world.turn(node, ended=[ended(task, 1)])
     assert not late.accepted
     assert world.state(task) is TaskState.CANCELLED
+    assert world.db.call(dispatching.kills_on, [node.node_id]) == []  # it need not be told any more
     check(world)
 
 

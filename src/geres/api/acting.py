@@ -131,6 +131,4 @@ def tell(context: Context, done: Done) -> None:
     if done.queued:
         context.dispatcher.ring()
     if done.asked_nodes:
-        context.dispatcher.asked()
-    if done.kill:
-        context.dispatcher.end_now(done.kill)
+        context.dispatcher.asked(done.asked_nodes)

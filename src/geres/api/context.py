@@ -35,11 +35,8 @@ class Dispatcher(agents.Dispatcher, Protocol):
     def ring(self) -> None:
         """Something may start now: tasks were queued, released, freed."""
 
-    def asked(self) -> None:
-        """Something was asked of running tasks; tell their nodes."""
-
-    def end_now(self, attempts: Iterable[tuple[int, int, int]]) -> None:
-        """Have (node, task, attempt) ended that the store has ended already, so that their room is free."""
+    def asked(self, node_ids: Iterable[int]) -> None:
+        """Something was asked of these nodes, or of tasks on them; tell them, whichever server has them."""
 
     def forget_job(self, job_id: int) -> None:
         """A job's name, cap or priority was changed."""
@@ -63,6 +60,7 @@ class Context:
     blobs: FolderBlobs
     unfolder: Doorbell = field(default_factory=Doorbell)  #: rung when an array was created
     job_ender: Doorbell = field(default_factory=Doorbell)  #: rung when a job may have ended
+    server_id: int = 0  #: of this server, in the store
     version: str = ""
     disk_warn_percent: int = 90  #: from here on a node's disk is warned about at submit
     requests_per_second: float = 0.0  #: of one token, over some seconds; 0 for no limit

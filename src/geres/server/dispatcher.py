@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from typing import Protocol
+
+import anyio
 
 from geres.aio import Doorbell
 from geres.errors import StoreUnavailable
 from geres.model import demand as demands
 from geres.model.demand import Demand
 from geres.model.ids import job_of
-from geres.model.states import NodeState
 from geres.model.tasks import WhyNode
 from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Heartbeat, Hello, Spec, Stream, Welcome
 from geres.scheduling import credit
@@ -21,10 +23,12 @@ from geres.scheduling.rooms import empty_room
 from geres.server import explaining, logs
 from geres.server.desk import Desk
 from geres.server.frames import argv_of, ask_action, ask_signal, facts_of, only_attempts, with_own_blobs
+from geres.server.hints import Hints
 from geres.server.known import Known
 from geres.server.planner import TurnPlanner
-from geres.store import dispatching, nodes, servers
+from geres.store import dispatching, nodes
 from geres.store.database import Database, Order
+from geres.store.servers import Introduction
 from geres.store.turn import Gathered, Placement, Turned, turn
 
 log = logging.getLogger("geres.dispatcher")
@@ -32,6 +36,7 @@ log = logging.getLogger("geres.dispatcher")
 _POLL_SECONDS = 1.0
 _MOST_REPORTS = 4000  #: taken into one turn; the rest waits for the next
 _MOST_MEANS = 20_000  #: lanes whose mean run time is kept
+_SEND_AWAY_SECONDS = 2.0  #: at the end of this server, all nodes within so long
 _QUIET_SECONDS = 2.0  #: without traffic before a checksum is compared
 
 
@@ -51,15 +56,15 @@ class Dispatcher:
         waiters: Waiters,
         *,
         tenant_id: int,
-        server_id: int,
+        me: Introduction,
+        hints: Hints | None = None,
         lease_seconds: float = 15.0,
         reserve_after_seconds: float = 300.0,
         placing: str = "pack",
         fair: bool = True,
-        version: str = "",
     ) -> None:
         self._db, self._clock, self._waiters = db, clock, waiters
-        self._tenant_id, self._server_id, self._version = tenant_id, server_id, version
+        self._tenant_id, self._me, self._hints = tenant_id, me, hints or Hints(me.id)
         self._lease_seconds = lease_seconds
         self.bell = Doorbell()
         self.desks: dict[int, Desk] = {}
@@ -73,11 +78,11 @@ class Dispatcher:
             self.desks, self._means, reserve_after_seconds=reserve_after_seconds, placing=placing, fair=fair
         )
         self.ask_bell = Doorbell()
+        self.asked_nodes: set[int] = set()  #: of which something was asked since they were last told
         self._due = True  #: something may have become startable since the last turn
         self._waiting = True  #: the last turn that dispatched left tasks queued
         self._looked_at = 0.0
         self._unsure = False  #: a turn may have assigned what no node was told
-        self._losses_at_us = clock()
 
     # connections
 
@@ -90,7 +95,7 @@ class Dispatcher:
             nodes.hello,
             hello,
             tenant_id=self._tenant_id,
-            server_id=self._server_id,
+            server_id=self._me.id,
             lease_us=int(self._lease_seconds * 1e6),
             now_us=now_us,
         )
@@ -117,7 +122,7 @@ class Dispatcher:
             desk.add(key, held.lane_id, demand, ahead=ahead, gpu_ids=has_gpus.get(key))
         frame = Frame(
             welcome=Welcome(
-                answer.epoch, answer.node_id, self._lease_seconds, self._lease_seconds / 3, self._version
+                answer.epoch, answer.node_id, self._lease_seconds, self._lease_seconds / 3, self._me.version
             ),
             kill=answer.kill,
         )
@@ -142,9 +147,9 @@ class Dispatcher:
         send(frame)
         self.desks[desk.node_id] = desk
         self.planner.node_came(desk.pool_id)
-        self._after(answer.turned, now_us)
+        self.after(answer.turned, now_us)
         log.info("node %s connected, epoch %d, %d attempts", desk.name, desk.epoch, len(desk.held))
-        self.ring()
+        self.ring_here()
         return desk
 
     def disconnect(self, desk: Desk, why: str) -> None:
@@ -153,6 +158,15 @@ class Dispatcher:
         if self.desks.get(desk.node_id) is desk:
             del self.desks[desk.node_id]
         desk.close(why)
+
+    async def send_away(self) -> None:
+        """Have all nodes connect again, elsewhere or to our successor: not all in the same moment."""
+        desks = list(self.desks.values())
+        random.shuffle(desks)
+        pause = min(_SEND_AWAY_SECONDS / max(1, len(desks)), 0.001)
+        for desk in desks:
+            self.disconnect(desk, "this server is stopping: connect again")
+            await anyio.sleep(pause)
 
     async def leave(self, desk: Desk) -> None:
         """The agent said good-bye."""
@@ -213,19 +227,32 @@ class Dispatcher:
     # what the API says
 
     def ring(self) -> None:
-        """Something may start now."""
+        """Something may start now, here or on another server's nodes."""
+        self.ring_here()
+        self._hints.queued()
+
+    def ring_here(self) -> None:
         self._due = True
         self.bell.ring()
 
-    def asked(self) -> None:
-        """Something was asked of tasks on nodes; tell them."""
-        self.ask_bell.ring()
+    def asked(self, node_ids: Iterable[int]) -> None:
+        """Something was asked of these nodes or their tasks; tell them, whichever server has them."""
+        nodes_asked = set(node_ids)
+        self.asked_here(nodes_asked)
+        self._hints.asked(nodes_asked)
 
-    def end_now(self, attempts: Iterable[tuple[int, int, int]]) -> None:
-        """Have (node, task, attempt) ended that the store has ended already; their end frees the room."""
-        for node_id, task, attempt in attempts:
-            if desk := self.desks.get(node_id):
-                desk.send(Frame(ask=[Ask(task, attempt, "cancel")]))
+    def asked_here(self, node_ids: Iterable[int] | None) -> None:
+        """Tell those of the nodes that are connected here; None for all."""
+        mine = self.desks.keys() if node_ids is None else self.desks.keys() & set(node_ids)
+        if mine:
+            self.asked_nodes |= mine
+            self.ask_bell.ring()
+
+    def set_draining(self, desk: Desk, draining: bool) -> None:
+        """Let a node take new tasks, or no more."""
+        if not desk.leaving and desk.room.accepting is draining:
+            desk.room.accepting = not draining
+            self.ring_here()
 
     def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the connected nodes of the pool do not take such a task now, and the first that would."""
@@ -245,7 +272,15 @@ class Dispatcher:
 
     def forget_job(self, job_id: int) -> None:
         """A job's facts (name, cap, priority) were changed."""
-        self._known.jobs.pop(job_id, None)
+        self.forget_job_here(job_id)
+        self._hints.edited(job_id)
+
+    def forget_job_here(self, job_id: int | None) -> None:
+        """None forgets all."""
+        if job_id is None:
+            self._known.jobs.clear()
+        else:
+            self._known.jobs.pop(job_id, None)
 
     # loops
 
@@ -367,12 +402,14 @@ class Dispatcher:
             if desk := self.desks.get(node_id):
                 desk.busy_at = now
                 desk.send(frame)
-        self._after(done, now_us)
+        self.after(done, now_us)
 
-    def _after(self, done: Turned, now_us: int) -> None:
+    def after(self, done: Turned, now_us: int) -> None:
         """Tell those who wait, and the log."""
         if done.more:
             self._due = True
+        if done.queued:
+            self._hints.queued()
         if done.jobs or done.task_ids:
             self._waiters.job_changed(done.jobs or {job_of(key) for key in done.task_ids})
             self._waiters.task_ended(done.task_ids)
@@ -439,68 +476,3 @@ class Dispatcher:
         if spec_id not in desk.specs:
             desk.specs.add(spec_id)
             frame.specs.append(Spec(spec_id, self._known.specs[spec_id], self._known.jobs[job_id].meta))
-
-    async def renew_step(self) -> bool:
-        """Renew the leases of the nodes that were heard, and move the states of nodes.  Call each second."""
-        beats = [desk for desk in self.desks.values() if desk.heartbeat]
-        now_us = self._clock()
-        if beats:
-            for desk in beats:
-                desk.heartbeat = False
-            held = await self._db.run_as(
-                Order.HEARTBEAT,
-                nodes.renew,
-                [(desk.node_id, desk.epoch) for desk in beats],
-                lease_us=int(self._lease_seconds * 1e6),
-                now_us=now_us,
-            )
-            for desk in beats:
-                if desk.node_id in held:
-                    desk.send(Frame(heartbeat_ack=True))
-                else:
-                    self.disconnect(desk, "another server holds this node")
-        changed = [desk for desk in self.desks.values() if desk.shown != _state(desk)]
-        if changed:
-            states = [(desk.node_id, desk.epoch, _state(desk)) for desk in changed]
-            await self._db.run_as(Order.HEARTBEAT, dispatching.show_busy, states, now_us=now_us)
-            for desk, (_, _, state) in zip(changed, states, strict=True):
-                desk.shown = state
-        return False
-
-    async def lose_step(self) -> bool:
-        """Declare nodes lost and take back what they had."""
-        now_us = self._clock()
-        lease_us = int(self._lease_seconds * 1e6)
-        if now_us - self._losses_at_us > lease_us // 2:  # nor could we renew anything meanwhile
-            log.warning("the store or this server was away; all leases go on")
-            await self._db.run_as(Order.HEARTBEAT, servers.extend_leases, lease_us=lease_us, now_us=now_us)
-        done = await self._db.run_as(Order.LOOP, nodes.lose, lease_us=lease_us, now_us=now_us)
-        self._losses_at_us = now_us
-        for node_id in done.stale_nodes:
-            if desk := self.desks.get(node_id):
-                self.disconnect(desk, "the lease has ended: connect again")
-        self._after(done, now_us)
-        if done.more:
-            self.ring()
-        return done.more
-
-    async def ask_step(self) -> bool:
-        """Tell nodes what was asked of their tasks; repeated until they have answered."""
-        rows = await self._db.read(dispatching.asked_on, sorted(self.desks))
-        frames: dict[int, Frame] = {}
-        for node_id, task, attempt, action, message, asked_at in rows:
-            desk = self.desks.get(node_id)
-            if desk is None or (ask_signal(action) and not desk.signal_once(task, attempt, asked_at)):
-                continue
-            frames.setdefault(node_id, Frame()).ask.append(
-                Ask(task, attempt, ask_action(action), ask_signal(action), message or "")
-            )
-        for node_id, frame in frames.items():
-            self.desks[node_id].send(frame)
-        return False
-
-
-def _state(desk: Desk) -> NodeState:
-    if not desk.room.accepting:
-        return NodeState.DRAINING
-    return NodeState.RUNNING if desk.held else NodeState.IDLE

@@ -67,7 +67,7 @@ class JobEnder:
             waiters.task_ended(done.task_ids)
             waiters.job_changed(done.jobs)
             if done.asked_nodes:
-                self._context.dispatcher.asked()
+                self._context.dispatcher.asked(done.asked_nodes)
             more = more or more_here
         waiters.job_changed(await db.run_as(Order.LOOP, jobs.end_done_jobs, now_us=clock()))
         freed = await db.run_as(Order.LOOP, ends.free_children_of_jobs, now_us=clock())

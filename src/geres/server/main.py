@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import gc
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import anyio
-import msgspec
 import uvicorn
 
 from geres import __version__, config, log_setup
@@ -26,19 +25,27 @@ from geres.api.app import create_app
 from geres.api.context import Context
 from geres.blobs.folder import FolderBlobs
 from geres.config import ServerConfig
-from geres.errors import Conflict, GeresError, Invalid, StoreUnavailable
-from geres.server import loops, opening
+from geres.errors import GeresError, StoreUnavailable
+from geres.sdk.discover import read_address
+from geres.server import fleet, listening, loops, opening, tls
+from geres.server.address import local_url, remove_address, write_address
+from geres.server.asking import Asking
 from geres.server.clock import Clock, wall_us
 from geres.server.dispatcher import Dispatcher
+from geres.server.fleet import Fleet
+from geres.server.hints import Hints
+from geres.server.http import Http
+from geres.server.leases import Leases
 from geres.server.opening import Opened
 from geres.server.waiters import Waiters
 from geres.store import servers
+from geres.store.servers import Introduction
 
 log = logging.getLogger("geres.server")
 
-_BACKLOG = 4096
 _MOST_FRAME_BYTES = 256 << 20
 _OPEN_REQUESTS_SECONDS = 5
+_HAND_OVER_SECONDS = 30.0  #: for the server that we replace to let go of a SQLite file
 _KEEP_ALIVE_SECONDS = 75
 
 
@@ -46,17 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """`geres server`: run until a signal comes.  Returns the exit status."""
     words = _parser().parse_args(argv)
     home = Path(words.home).expanduser().absolute() if words.home else config.home()
-    flags = {
+    flags: dict[str, Any] = {
         "server.host": words.host,
         "server.port": words.port,
         "server.store": words.store,
         "server.insecure": words.insecure or None,
+        "server.certificate": words.certificate,
+        "server.key": words.key,
     }
     try:
+        listener = listening.inherited(words.listen_fd)
+        if listener is not None:  # what it is bound to counts, for what is allowed there too
+            flags["server.host"], flags["server.port"] = listener.getsockname()[:2]
         settings = config.load(flags).checked()
         log_setup.set_up(settings.log)
         os.umask(0o077)  # what people run and wrote is for them alone
-        anyio.run(_serve_until_signal, settings.server, home, backend_options={"use_uvloop": True})
+        run = partial(_serve_until_signal, settings.server, home, listener, words.replace)
+        anyio.run(run, backend_options={"use_uvloop": True})
     except (GeresError, ExceptionGroup) as error:
         refusal = _refusal(error)
         if refusal is None:
@@ -82,14 +95,23 @@ def _parser() -> argparse.ArgumentParser:
         "--store", metavar="URL", help="sqlite:PATH or postgresql://...  [geres.db in the home]"
     )
     parser.add_argument("--insecure", action="store_true", help="let other machines in without TLS")
+    parser.add_argument(
+        "--certificate", metavar="FILE", help="PEM file, or self-made  [self-made where others reach us]"
+    )
+    parser.add_argument("--key", metavar="FILE", help="PEM file with the certificate's key")
+    # How `geres up` starts one: a socket that stays open while servers change, and the server that goes.
+    parser.add_argument("--listen-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--replace", metavar="PID", type=int, help=argparse.SUPPRESS)
     return parser
 
 
-async def _serve_until_signal(settings: ServerConfig, home: Path) -> None:
+async def _serve_until_signal(
+    settings: ServerConfig, home: Path, listener: socket.socket | None, replaces: int | None
+) -> None:
     stop, stop_now = anyio.Event(), anyio.Event()
     async with anyio.create_task_group() as group:
         group.start_soon(_signals, stop, stop_now)
-        await serve(settings, home, stop=stop, stop_now=stop_now)
+        await serve(settings, home, stop=stop, stop_now=stop_now, listener=listener, replaces=replaces)
         group.cancel_scope.cancel()
 
 
@@ -109,63 +131,42 @@ async def serve(
     stop: anyio.Event,
     stop_now: anyio.Event | None = None,
     ready: Callable[[str], None] = lambda url: None,
+    listener: socket.socket | None = None,
+    replaces: int | None = None,
 ) -> None:
     """Run a server on this home until `stop` is set; `ready` gets its URL when it accepts requests.
 
-    Raises Invalid or Conflict where it cannot start.
+    `listener` is a listening socket that was handed over.  `replaces` is the process of the server that goes:
+    it is told to stop once we can take over; on SQLite, which serves one at a time, before we open the file,
+    and requests wait in the socket meanwhile.  Without a `listener`, the server of this home that answers at
+    our address is replaced so.  Raises Invalid or Conflict where it cannot start.
     """
-    listener = _listen(settings.host, settings.port)
+    if listener is None:
+        replaces = replaces or listening.predecessor(home, settings.host, settings.port)
+        listener = listening.listen(settings.host, settings.port, beside=replaces is not None)
     try:
-        opened = opening.open_store(opening.store_url(settings.store, home), now_us=wall_us())
+        opened = _open_store(opening.store_url(settings.store, home), home, listener, replaces)
     except BaseException:
         listener.close()
         raise
     try:
         server = _Server(settings, home, opened, listener)
-        await server.run(stop, stop_now or anyio.Event(), ready)
+        if opened.dialect == "sqlite":
+            replaces = None  # it has gone
+        await server.run(stop, stop_now or anyio.Event(), ready, replaces)
     finally:
         listener.close()
         opened.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket.  Raises Conflict for a port that is taken, Invalid for an address that is not ours."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(_BACKLOG)
-    except OSError as error:
-        listener.close()
-        if isinstance(error, PermissionError):
-            raise Invalid(f"port: {port} is not for you; take one above 1023", field="port") from None
-        if error.errno == 98 or "in use" in str(error):
-            raise Conflict(f"port {port} on {host} is taken; choose another --port", port=port) from None
-        raise Invalid(f"host: {host} is no address of this machine: {error.strerror}", field="host") from None
-    return listener
-
-
-class _Http(uvicorn.Server):
-    """uvicorn without its own signal handlers: they are set once, for the whole server."""
-
-    def __init__(self, settings: uvicorn.Config) -> None:
-        super().__init__(settings)
-        self.accepting, self.over = anyio.Event(), anyio.Event()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.accepting.set()
-
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await super().serve(sockets)
-        finally:
-            self.over.set()
+def _open_store(url: str, home: Path, listener: socket.socket, replaces: int | None) -> Opened:
+    if replaces is None or not url.startswith("sqlite:"):
+        return opening.open_store(url, now_us=wall_us())
+    opening.check_file(url)  # a refusal now leaves the other one at work
+    if (found := read_address(home)) is not None:  # before it takes its own away: nobody is to find none
+        write_address(home, found.url, found.fingerprint)
+    listening.tell_to_stop(replaces)
+    return opening.open_store(url, now_us=wall_us(), patience_seconds=_HAND_OVER_SECONDS)
 
 
 class _Server:
@@ -173,34 +174,39 @@ class _Server:
 
     def __init__(self, settings: ServerConfig, home: Path, opened: Opened, listener: socket.socket) -> None:
         self._home, self._listener, self._db = home, listener, opened.db
-        host, port = listener.getsockname()[:2]
-        self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._host = host
-        lease_us = int(settings.lease_seconds * 1e6)
+        self._store_url = opening.store_url(settings.store, home)
         self._clock = Clock(wall_us())
         if opened.dialect == "postgres":
             self._clock = Clock(opened.db.call(servers.store_time_us))
-        tenant_id, server_id = opened.db.call(
+        self._tls = tls.prepare(settings, home, opened.db, now_us=self._clock())
+        self._pin = self._tls.pin if self._tls else ""
+        self._url = local_url(listener, with_tls=self._tls is not None)
+        url = fleet.reachable_url(settings.url, self._url, listener, self._store_url)
+        me = Introduction(0, url, __version__, self._clock(), secrets.token_urlsafe(32), self._pin)
+        tenant_id, me = opened.db.call(
             opening.introduce,
             admin=opening.ensure_token_file(home / "token"),
             node=opening.ensure_token_file(home / "agent.token"),
-            url=self._url,
-            version=__version__,
-            lease_us=lease_us,
-            now_us=self._clock(),
+            me=me,
+            lease_us=int(settings.lease_seconds * 1e6),
         )
-        self._waiters = Waiters()
+        self._hints = Hints(me.id)
+        self._fleet = Fleet(opened.db, self._clock, me, self._hints)
+        self._waiters = Waiters(self._hints)
         self._dispatcher = Dispatcher(
             opened.db,
             self._clock,
             self._waiters,
             tenant_id=tenant_id,
-            server_id=server_id,
+            me=me,
+            hints=self._hints,
             lease_seconds=settings.lease_seconds,
             reserve_after_seconds=settings.reserve_after_seconds,
             placing=settings.placement,
             fair=settings.order == "fair",
-            version=__version__,
+        )
+        self._leases = Leases(
+            opened.db, self._clock, self._dispatcher, me, lease_seconds=settings.lease_seconds
         )
         self._context = Context(
             opened.db,
@@ -208,11 +214,12 @@ class _Server:
             cast("api.Dispatcher", self._dispatcher),
             self._waiters,
             FolderBlobs(home / "blobs"),
+            server_id=me.id,
             version=__version__,
             disk_warn_percent=settings.disk_warn_percent,
         )
         self._settings = settings
-        self._http = _Http(
+        self._http = Http(
             uvicorn.Config(
                 create_app(self._context),
                 http="httptools",
@@ -227,28 +234,37 @@ class _Server:
                 date_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=_OPEN_REQUESTS_SECONDS,
-            )
+            ),
+            self._tls.context if self._tls else None,
         )
 
-    async def run(self, stop: anyio.Event, stop_now: anyio.Event, ready: Callable[[str], None]) -> None:
+    async def run(
+        self, stop: anyio.Event, stop_now: anyio.Event, ready: Callable[[str], None], replaces: int | None
+    ) -> None:
         """Start everything, wait, stop everything: the loops last, so that what was reported is stored."""
         async with anyio.create_task_group() as loops_group:
             self._start_loops(loops_group)
             async with anyio.create_task_group() as http_group:
                 http_group.start_soon(self._http.serve, [self._listener])
                 await self._http.accepting.wait()
-                self._write_address()
+                write_address(self._home, self._url, self._pin)
                 ready(self._url)
+                listening.notify("READY=1")
+                if replaces is not None:
+                    listening.tell_to_stop(replaces)
                 log.info("geres %s answers at %s", __version__, self._url, extra={"event": "started"})
                 tidy_memory()
                 await stop.wait()
                 self._begin_stop()
                 http_group.start_soon(self._force, stop_now, http_group.cancel_scope)
+                await self._dispatcher.send_away()
+                self._http.should_exit = True
                 await self._http.over.wait()
                 http_group.cancel_scope.cancel()
             loops_group.cancel_scope.cancel()
         with anyio.move_on_after(_OPEN_REQUESTS_SECONDS, shield=True):
             await self._last_turns()
+            await self._leave()
         log.info("stopped", extra={"event": "stopped"})
 
     def _start_loops(self, group: anyio.abc.TaskGroup) -> None:
@@ -256,26 +272,40 @@ class _Server:
         lease = self._settings.lease_seconds
         janitor = loops.Janitor(context, self._settings.retention_seconds)
         clock = loops.ClockKeeper(context, self._clock, lease)
+        if self._db.dialect == "postgres":
+            group.start_soon(self._notifier().run)
         for name, step, every, bell in (
             ("dispatcher", dispatcher.step, 1.0, dispatcher.bell),
-            ("asking", dispatcher.ask_step, 2.0, dispatcher.ask_bell),
-            ("leases", dispatcher.renew_step, min(1.0, lease / 10), Doorbell()),
-            ("losses", dispatcher.lose_step, min(1.0, lease / 10), Doorbell()),
+            ("asking", Asking(self._db, dispatcher).step, 2.0, dispatcher.ask_bell),
+            ("leases", self._leases.renew_step, min(1.0, lease / 10), Doorbell()),
+            ("losses", self._leases.lose_step, min(1.0, lease / 10), Doorbell()),
+            ("fleet", self._fleet.step, min(1.0, lease / 10), Doorbell()),
             ("unfolder", loops.Unfolder(context).step, 1.0, context.unfolder),
             ("waker", loops.Waker(context).step, 0.2, Doorbell()),
             ("job ender", loops.JobEnder(context).step, 1.0, context.job_ender),
             ("janitor", janitor.step, 60.0, Doorbell()),
             ("clock", clock.step, 10.0, Doorbell()),
+            *([("certificate", self._tls.step, 30.0, Doorbell())] if self._tls else []),
         ):
             group.start_soon(_loop, name, step, every, bell)
 
+    def _notifier(self) -> Any:
+        from geres.server.notifier import Notifier  # an extra: only those who use PostgreSQL have the driver
+
+        return Notifier(
+            self._store_url, self._hints, lambda hint: fleet.hear(hint, self._dispatcher, self._waiters)
+        )
+
     def _begin_stop(self) -> None:
-        """Refuse what is new, answer what waits."""
+        """Accept nothing more, first of all: what comes now waits in the socket, or goes to another server.
+        Then refuse what is new on open connections, and answer what waits."""
         log.info("stopping", extra={"event": "stopping"})
-        self._remove_address()
+        listening.notify("STOPPING=1")
+        for listening_here in self._http.servers:
+            listening_here.close()
+        remove_address(self._home)
         self._context.stopping = True
         self._waiters.ring_all()
-        self._http.should_exit = True
 
     async def _force(self, stop_now: anyio.Event, scope: anyio.CancelScope) -> None:
         await stop_now.wait()
@@ -290,30 +320,11 @@ class _Server:
         except StoreUnavailable as error:
             log.warning("the last reports could not be stored: %s", error)
 
-    @property
-    def _address_file(self) -> Path:
-        return self._home / "address.json"
-
-    def _write_address(self) -> None:
-        """Tell clients on this machine where we are: written beside and moved into place."""
-        content = {
-            "url": self._url,
-            "host_id": config.host_id(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "version": __version__,
-            "started_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-        }
-        part = self._address_file.with_suffix(f".json.{os.getpid()}")
-        part.touch(0o600)
-        part.write_bytes(msgspec.json.encode(content))
-        part.replace(self._address_file)
-
-    def _remove_address(self) -> None:
-        """Only our own: another server may have started on this home meanwhile."""
-        with contextlib.suppress(OSError, msgspec.DecodeError):
-            if msgspec.json.decode(self._address_file.read_bytes()).get("pid") == os.getpid():
-                self._address_file.unlink()
+    async def _leave(self) -> None:
+        try:
+            await self._fleet.leave()
+        except StoreUnavailable as error:
+            log.warning("our lease in the store will have to end by itself: %s", error)
 
 
 async def _loop(name: str, step: Callable[[], object], every: float, bell: Doorbell) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import getpass
 import logging
 import os
 import secrets
 import sqlite3
+import time
 from pathlib import Path
 from typing import IO
 
@@ -15,12 +17,14 @@ from geres.errors import Conflict, Invalid, StoreUnavailable
 from geres.mounts import network_file_system
 from geres.store import migrate, servers, sharing, tokens, unreadable
 from geres.store.database import Database, Tx, open_database
+from geres.store.servers import Introduction
 from geres.store.sql import Dialect
 
 log = logging.getLogger("geres.server.opening")
 
 TENANT = "default"
 _SQLITE_HEADER = b"SQLite format 3\0"
+_LOCK_LOOK_SECONDS = 0.01
 
 
 class Opened:
@@ -40,15 +44,16 @@ def store_url(asked: str, home: Path) -> str:
     return asked or f"sqlite:{home / 'geres.db'}"
 
 
-def open_store(url: str, *, now_us: int) -> Opened:
-    """Open and migrate.  Raises Invalid for a bad place or file, Conflict where another server has it."""
+def open_store(url: str, *, now_us: int, patience_seconds: float = 0.0) -> Opened:
+    """Open and migrate; a server that has the file gets `patience_seconds` to let go of it.
+
+    Raises Invalid for a bad place or file, Conflict where another server has it.
+    """
     if not url.startswith("sqlite:"):
         return _migrated(Opened(open_database(url), "postgres", None), now_us)
-    path = Path(url.removeprefix("sqlite:"))
-    if not path.is_absolute():
-        path = path.absolute()
+    path = Path(url.removeprefix("sqlite:")).absolute()
     _check_place(path)
-    lock = _lock(path)
+    lock = _lock(path, patience_seconds)
     try:
         _check_file(path)
         keep_copy(path)
@@ -56,6 +61,15 @@ def open_store(url: str, *, now_us: int) -> Opened:
     except BaseException:
         lock.close()
         raise
+
+
+def check_file(url: str) -> None:
+    """Raise what `open_store` would say of the place and the schema of a SQLite file that is in use."""
+    path = Path(url.removeprefix("sqlite:")).absolute()
+    _check_place(path)
+    _check_file(path)
+    with contextlib.closing(_connect_read_only(path)) as source:
+        _check_version(_version_of(source, path), path)
 
 
 def _migrated(opened: Opened, now_us: int) -> Opened:
@@ -96,21 +110,26 @@ def _check_file(path: Path) -> None:
         )
 
 
-def _lock(path: Path) -> IO[str]:
+def _lock(path: Path, patience_seconds: float = 0.0) -> IO[str]:
     """A lock beside the file: a lock on the file itself would meddle with SQLite's own."""
+    until = time.monotonic() + patience_seconds
     try:
         file = open(f"{path}.lock", "a+")  # noqa: SIM115 - open as long as the server runs
     except OSError as error:
         raise Invalid(f"store: {path} cannot be written: {error.strerror}", field="store") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError:
+            if time.monotonic() < until:
+                time.sleep(_LOCK_LOOK_SECONDS)
+                continue
         file.close()
         raise Conflict(
             f"another server uses {path}; a SQLite file serves one server: stop that one, or use PostgreSQL",
             path=str(path),
-        ) from None
-    return file
+        )
 
 
 def keep_copy(path: Path) -> Path | None:
@@ -120,32 +139,34 @@ def keep_copy(path: Path) -> Path | None:
     """
     if not path.exists() or path.stat().st_size == 0:
         return None
-    try:
-        source = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    except sqlite3.Error as error:
-        raise StoreUnavailable(f"the database {path} cannot be opened: {error}") from error
-    try:
+    with contextlib.closing(_connect_read_only(path)) as source:
         current = _version_of(source, path)
-        newest = migrate.migrations()[-1][0]
-        if current > newest:
-            copies = sorted(str(copy) for copy in path.parent.glob(f"{path.name}.schema-*"))
-            kept = f"; copies of older ones: {', '.join(copies)}" if copies else ""
-            raise Conflict(
-                f"{path} has schema {current}, this program knows {newest}: use the newer geres{kept}",
-                database=current,
-                program=newest,
-            )
-        if current in (0, newest):
+        _check_version(current, path)
+        if current in (0, migrate.newest_version()):
             return None
         copy = path.with_name(f"{path.name}.schema-{current}")
-        target = sqlite3.connect(copy)
-        try:
+        with contextlib.closing(sqlite3.connect(copy)) as target:
             source.backup(target)
-        finally:
-            target.close()
         return copy
-    finally:
-        source.close()
+
+
+def _connect_read_only(path: Path) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    except sqlite3.Error as error:
+        raise StoreUnavailable(f"the database {path} cannot be opened: {error}") from error
+
+
+def _check_version(current: int, path: Path) -> None:
+    newest = migrate.newest_version()
+    if current > newest:
+        copies = sorted(str(copy) for copy in path.parent.glob(f"{path.name}.schema-*"))
+        kept = f"; copies of older ones: {', '.join(copies)}" if copies else ""
+        raise Conflict(
+            f"{path} has schema {current}, this program knows {newest}: use the newer geres{kept}",
+            database=current,
+            program=newest,
+        )
 
 
 def _version_of(connection: sqlite3.Connection, path: Path) -> int:
@@ -192,15 +213,16 @@ def ensure_token_file(path: Path) -> str:
             part.unlink()
 
 
-def introduce(
-    tx: Tx, *, admin: str, node: str, url: str, version: str, lease_us: int, now_us: int
-) -> tuple[int, int]:
-    """Make the tenant and the local tokens known, and register the server.  (tenant id, server id)."""
+def introduce(tx: Tx, *, admin: str, node: str, me: Introduction, lease_us: int) -> tuple[int, Introduction]:
+    """Make the tenant and the local tokens known, and register the server.
+
+    Returns (tenant id, the introduction with the id that the server got).
+    """
+    now_us = me.started_us
     tenant_id = sharing.ensure_tenant(tx, TENANT, now_us=now_us)
     tokens.ensure_token(tx, admin, tenant_id=tenant_id, subject=account(), role="admin", now_us=now_us)
     tokens.ensure_token(tx, node, tenant_id=tenant_id, subject="node", role="node", now_us=now_us)
-    server_id = servers.register(tx, url, version, lease_us=lease_us, now_us=now_us)
-    return tenant_id, server_id
+    return tenant_id, servers.register(tx, me, lease_us=lease_us)
 
 
 def account() -> str:

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from geres.aio import Doorbell
+from geres.model.ids import job_of
+from geres.server.hints import Hints
 
 POLL_SECONDS = 1.0
 #: Rings of a job that come closer than this are a stream: its readers may gather for a moment.
@@ -21,7 +23,9 @@ _MOST_REMEMBERED = 10_000
 class Waiters:
     """Doorbells by job and by task; only those that somebody waits at exist.  For one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, hints: Hints | None = None) -> None:
+        """`hints` carries what happens here to those who wait at other servers."""
+        self._hints = hints or Hints(0)
         self._jobs: dict[int, set[Doorbell]] = {}
         self._tasks: dict[int, set[Doorbell]] = {}
         self._rung_at: dict[int, float] = {}
@@ -29,6 +33,11 @@ class Waiters:
 
     def job_changed(self, job_ids: Iterable[int]) -> None:
         """Something ended in these jobs, or one of them changed its state."""
+        job_ids = list(job_ids)
+        self.job_changed_here(job_ids)
+        self._hints.changed(job_ids)
+
+    def job_changed_here(self, job_ids: Iterable[int]) -> None:
         now = time.monotonic()
         if len(self._rung_at) > _MOST_REMEMBERED:
             self._rung_at.clear()
@@ -44,6 +53,16 @@ class Waiters:
 
     def task_ended(self, keys: Iterable[int]) -> None:
         """These tasks changed their state."""
+        keys = list(keys)
+        self.task_ended_here(keys)
+        self._hints.changed(keys=keys)
+
+    def tasks_changed_here(self, job_ids: Iterable[int]) -> None:
+        """Any task of these jobs may have changed its state."""
+        jobs = set(job_ids)
+        self.task_ended_here([key for key in self._tasks if job_of(key) in jobs])
+
+    def task_ended_here(self, keys: Iterable[int]) -> None:
         if not self._tasks:
             return
         for key in self._tasks.keys() & set(keys):
@@ -70,7 +89,7 @@ class Waiters:
             yield bell
 
     def ring_all(self) -> None:
-        """Wake everybody: the server stops."""
+        """Wake everybody: the server stops, or anything may have happened."""
         for bells in (*self._jobs.values(), *self._tasks.values()):
             for bell in bells:
                 bell.ring()

@@ -55,10 +55,22 @@ def asked_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int, str, 
     return [(r[0], r[1], r[2], r[3], r[4], r[5]) for r in tx.rows("asked_on", node_ids=list(node_ids))]
 
 
+def kills_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(node, task, attempt) of what the store has ended by force, and these nodes have not yet."""
+    rows = tx.rows("kills_on", node_ids=list(node_ids)) if node_ids else []
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def draining(tx: Tx, node_ids: Sequence[int]) -> dict[int, bool]:
+    """Whether these nodes are to take no new tasks."""
+    return {row[0]: bool(row[1]) for row in tx.rows("draining_nodes", node_ids=list(node_ids))}
+
+
 def show_busy(tx: Tx, nodes: Sequence[tuple[int, int, str]], *, now_us: int) -> list[int]:
     """Write the states of (node, epoch, state), where they changed, with their history."""
     if not nodes:
         return []
+    tx.rows("lock_nodes_to_change", node_ids=sorted(node for node, _, _ in nodes))
     changed = tx.rows("show_busy", batch=batch(nodes), now_us=now_us)
     for node_id, state in changed:
         tx.run("add_node_event", node_id=node_id, state=state, why=None, now_us=now_us)

@@ -28,6 +28,11 @@ def migrations() -> list[tuple[int, str, str]]:
     return sorted(found)
 
 
+def newest_version() -> int:
+    """The number of the newest migration that this program has."""
+    return migrations()[-1][0]
+
+
 def schema_version(tx: Tx) -> int:
     """The number of the newest migration that the database has; 0 for an empty one."""
     tx.script(_VERSIONS)

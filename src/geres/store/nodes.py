@@ -87,6 +87,7 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
     )
     assert row is not None
     answer = Connected(node["id"], pool_id, row["epoch"], bool(row["draining"]))
+    tx.run("forget_kills_of_node", node_id=node["id"])  # what only the agent has is killed anyway
     _settle_attempts(tx, hello, answer, now_us)
     state = NodeState.DRAINING if answer.draining else NodeState.RUNNING if answer.held else NodeState.IDLE
     move(tx, answer.node_id, state, why=f"connected from {hello.host}", now_us=now_us)
@@ -130,12 +131,24 @@ def move_all(tx: Tx, moves: Sequence[tuple[int, NodeState]], *, why: str, now_us
         move(tx, node_id, state, why=why, now_us=now_us)
 
 
-def renew(tx: Tx, nodes: Sequence[tuple[int, int]], *, lease_us: int, now_us: int) -> set[int]:
-    """Renew the leases of (node id, epoch).  Returns the nodes that are still connected by that epoch."""
+def renew(
+    tx: Tx, nodes: Sequence[tuple[int, int]], *, server_id: int, lease_us: int, now_us: int
+) -> dict[int, bool]:
+    """Renew the leases of (node id, epoch), held by this server.
+
+    Returns the nodes that are still connected by that epoch, and whether each is to take no new tasks.
+    """
     if not nodes:
-        return set()
-    rows = tx.rows("renew_leases", batch=batch(sorted(nodes)), lease_until=now_us + lease_us, now_us=now_us)
-    return {row[0] for row in rows}
+        return {}
+    tx.rows("lock_nodes_to_change", node_ids=sorted(node for node, _ in nodes))
+    rows = tx.rows(
+        "renew_leases",
+        batch=batch(sorted(nodes)),
+        server_id=server_id,
+        lease_until=now_us + lease_us,
+        now_us=now_us,
+    )
+    return {row[0]: bool(row[1]) for row in rows}
 
 
 def goodbye(tx: Tx, node_id: int, epoch: int, *, now_us: int) -> None:
@@ -152,6 +165,7 @@ def lose(tx: Tx, *, lease_us: int, now_us: int, limit: int = 50) -> Turned:
     done = Turned()
     for node_id, _ in tx.rows("expired_nodes", now_us=now_us, limit=limit):
         tx.run("lose_node", node_id=node_id)
+        tx.run("forget_kills_of_node", node_id=node_id)
         move(tx, node_id, NodeState.LOST, why="no heartbeat until the end of its lease", now_us=now_us)
         done.stale_nodes.append(node_id)
     for (node_id,) in tx.rows("nodes_lost_with_attempts", before_us=now_us - lease_us, limit=limit):

@@ -21,35 +21,32 @@ class Peer(NamedTuple):
 class Introduction(NamedTuple):
     """How a server is known to the others."""
 
-    id: int
-    url: str
+    id: int  #: 0 before it is registered
+    url: str  #: where the others reach it
     version: str
     started_us: int
     secret: str = ""
     fingerprint: str = ""
 
 
-def register(
-    tx: Tx, url: str, version: str, *, lease_us: int, now_us: int, secret: str = "", fingerprint: str = ""
-) -> int:
-    """A new server's id.
+def register(tx: Tx, me: Introduction, *, lease_us: int) -> Introduction:
+    """Store a server that starts.  Returns it with its id.
 
     Where no other server was there nobody could renew a lease: all leases go on for one more.
     """
-    until = now_us + lease_us
-    if tx.value("server_renewed_since", server_id=0, lease_until=now_us) is None:
+    until = me.started_us + lease_us
+    if tx.value("server_renewed_since", server_id=0, lease_until=me.started_us) is None:
         _extend(tx, None, until)
-    return int(
-        tx.value(
-            "register_server",
-            url=url,
-            version=version,
-            now_us=now_us,
-            lease_until=until,
-            secret=secret,
-            fingerprint=fingerprint,
-        )
+    number = tx.value(
+        "register_server",
+        url=me.url,
+        version=me.version,
+        now_us=me.started_us,
+        lease_until=until,
+        secret=me.secret,
+        fingerprint=me.fingerprint,
     )
+    return me._replace(id=int(number))
 
 
 def renew(tx: Tx, me: Introduction, *, last_us: int, lease_us: int, now_us: int) -> bool:
@@ -94,7 +91,9 @@ def bury(tx: Tx, server_id: int, *, now_us: int, limit: int = 10) -> list[tuple[
 
     One that is there after all comes back with its next `renew`, and its nodes with their heartbeats.
     """
-    gone = [(row[0], row[1]) for row in tx.rows("servers_gone", server_id=server_id, now_us=now_us, limit=limit)]
+    gone = [
+        (row[0], row[1]) for row in tx.rows("servers_gone", server_id=server_id, now_us=now_us, limit=limit)
+    ]
     _forget(tx, [row[0] for row in gone])
     return gone
 

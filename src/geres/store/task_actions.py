@@ -28,9 +28,6 @@ class Done:
     jobs: set[int] = field(default_factory=set)  #: with new results or another state
     queued: bool = False  #: something may start now
     asked_nodes: set[int] = field(default_factory=set)  #: where something was asked
-    kill: list[tuple[int, int, int]] = field(
-        default_factory=list
-    )  #: (node, task, attempt) ended in the store alone
 
     def add(self, other: Done) -> None:
         self.items += other.items
@@ -38,7 +35,6 @@ class Done:
         self.jobs |= other.jobs
         self.queued = self.queued or other.queued
         self.asked_nodes |= other.asked_nodes
-        self.kill += other.kill
 
 
 def cancel(
@@ -58,13 +54,14 @@ def cancel(
     done = Done()
     ends: list[End] = []
     asking: list[Row] = []
+    kills: list[tuple[int, int, int, int]] = []
     for row in lock(tx, caller, keys, done):
         state = TaskState(row["state"])
         if state.waiting:
             ends.append(_cancelled(row, 0, reason, message, now_us))
         elif force:
             ends.append(_cancelled(row, row["attempt"], Reason.FORCED, message, now_us))
-            done.kill.append((row["node_id"], row["id"], row["attempt"]))
+            kills.append((row["node_id"], row["id"], row["attempt"], now_us))
         else:
             asking.append(row)
             done.items.append(Acted(id=show_task(row["id"]), state=state))
@@ -74,6 +71,9 @@ def cancel(
         done.task_ids += ended.task_ids
         done.jobs |= set(ended.jobs)
         done.queued = ended.freed > 0
+    if kills:
+        tx.insert("kill", ("node_id", "task_id", "attempt", "asked_at"), kills)
+        done.asked_nodes |= {node_id for node_id, *_ in kills}
     ask(tx, asking, "cancel", done, message=message, now_us=now_us)
     return in_order(done, keys)
 

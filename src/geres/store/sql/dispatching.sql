@@ -6,6 +6,12 @@ SELECT node_id, id, attempt, asked, message, asked_at FROM task
  WHERE node_id IN ids(:node_ids) AND asked IS NOT NULL
  ORDER BY id LIMIT 5000
 
+-- name: kills_on
+SELECT node_id, task_id, attempt FROM kill WHERE node_id IN ids(:node_ids) ORDER BY node_id, task_id LIMIT 5000
+
+-- name: draining_nodes
+SELECT id, draining FROM node WHERE id IN ids(:node_ids)
+
 -- name: assigned_on
 SELECT node_id, id, attempt FROM task WHERE node_id IN ids(:node_ids) AND state = 'assigned' ORDER BY id
 

@@ -34,12 +34,17 @@ SELECT task.id, task.attempt, task.state, task.lane_id, task.spec_id, task.argv,
  WHERE task.node_id = :node_id
  ORDER BY task.id
 
+-- name: lock_nodes_to_change
+-- In order, as everybody locks them; their epoch does not change, so turns need not wait.
+SELECT id FROM node WHERE id IN ids(:node_ids) ORDER BY id
+/* for no key update */
+
 -- name: renew_leases
--- Only of nodes whose connection is still this one.
-UPDATE node SET lease_until = :lease_until, heartbeat_at = :now_us
+-- Only of nodes whose connection is still this one.  The holder is set again where it was thought gone.
+UPDATE node SET lease_until = :lease_until, heartbeat_at = :now_us, server_id = :server_id
   FROM json_each(:batch) AS batch
  WHERE node.id = CAST(batch.value->>0 AS BIGINT) AND node.epoch = CAST(batch.value->>1 AS BIGINT)
-RETURNING node.id
+RETURNING node.id, node.draining
 
 -- name: expired_nodes
 SELECT id, epoch FROM node

@@ -99,6 +99,15 @@ SELECT id, attempt, node_id, state, asked, lane_id, spec_id, retry_count, requeu
   FROM task WHERE id IN ids(:task_ids) ORDER BY id
 /* for update */
 
+-- name: forget_kills
+DELETE FROM kill
+ WHERE (node_id, task_id, attempt) IN
+       (SELECT CAST(batch.value->>0 AS BIGINT), CAST(batch.value->>1 AS BIGINT), CAST(batch.value->>2 AS BIGINT)
+          FROM json_each(:batch) AS batch)
+
+-- name: forget_kills_of_node
+DELETE FROM kill WHERE node_id = :node_id
+
 -- name: on_lost_of_jobs
 SELECT id, on_lost FROM job WHERE id IN ids(:job_ids) AND on_lost IS NOT NULL
 

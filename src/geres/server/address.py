@@ -1,0 +1,50 @@
+"""address.json in the home: where clients on this machine find the server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from geres import __version__, config
+
+_NAME = "address.json"
+
+
+def local_url(listener: socket.socket, *, with_tls: bool) -> str:
+    """Where clients on this machine find the server that listens there."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # where all addresses are, any of them is
+    return f"{'https' if with_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def write_address(home: Path, url: str, fingerprint: str = "") -> None:
+    """Say that this process answers at `url`, or will in a moment: written beside and moved into place.
+
+    `fingerprint` is of its certificate, where clients have to pin it.
+    """
+    content = {
+        "url": url,
+        "fingerprint": fingerprint,
+        "host_id": config.host_id(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "version": __version__,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+    }
+    part = home / f"{_NAME}.{os.getpid()}"
+    part.touch(0o600)
+    part.write_bytes(msgspec.json.encode(content))
+    part.replace(home / _NAME)
+
+
+def remove_address(home: Path) -> None:
+    """Take it back.  Only our own: another server may have started on this home meanwhile."""
+    path = home / _NAME
+    with contextlib.suppress(OSError, msgspec.DecodeError):
+        if msgspec.json.decode(path.read_bytes()).get("pid") == os.getpid():
+            path.unlink()

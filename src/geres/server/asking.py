@@ -1,0 +1,40 @@
+"""Tells nodes what was asked of their tasks: cancel, suspend, signal, recall, and what was ended by force."""
+
+from __future__ import annotations
+
+from geres.model.wire import Ask, Frame
+from geres.server.dispatcher import Dispatcher
+from geres.server.frames import ask_action, ask_signal
+from geres.store import dispatching
+from geres.store.database import Database
+
+
+class Asking:
+    """A loop beside the dispatcher.  What was asked stands in the store; it is repeated until it is answered."""
+
+    def __init__(self, db: Database, dispatcher: Dispatcher) -> None:
+        self._db, self._dispatcher = db, dispatcher
+
+    async def step(self) -> bool:
+        dispatcher = self._dispatcher
+        named, dispatcher.asked_nodes = dispatcher.asked_nodes & dispatcher.desks.keys(), set()
+        asked = await self._db.read(dispatching.asked_on, sorted(dispatcher.desks))
+        kills = await self._db.read(dispatching.kills_on, sorted(dispatcher.desks))
+        draining = await self._db.read(dispatching.draining, sorted(named)) if named else {}
+        frames: dict[int, Frame] = {}
+        for node_id, task, attempt, action, message, asked_at in asked:
+            desk = dispatcher.desks.get(node_id)
+            if desk is None or (ask_signal(action) and not desk.signal_once(task, attempt, asked_at)):
+                continue
+            frames.setdefault(node_id, Frame()).ask.append(
+                Ask(task, attempt, ask_action(action), ask_signal(action), message or "")
+            )
+        for node_id, task, attempt in kills:
+            frames.setdefault(node_id, Frame()).ask.append(Ask(task, attempt, "cancel"))
+        for node_id, frame in frames.items():
+            if desk := dispatcher.desks.get(node_id):
+                desk.send(frame)
+        for node_id, is_draining in draining.items():
+            if desk := dispatcher.desks.get(node_id):
+                dispatcher.set_draining(desk, is_draining)
+        return False

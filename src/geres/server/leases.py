@@ -1,0 +1,97 @@
+"""Keeps leases: this server's own, those of the nodes that were heard, and those that have ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from geres.model.states import NodeState
+from geres.model.wire import Frame
+from geres.server.desk import Desk
+from geres.server.dispatcher import Dispatcher
+from geres.store import dispatching, nodes, servers
+from geres.store.database import Database, Order
+from geres.store.servers import Introduction
+
+log = logging.getLogger("geres.leases")
+
+
+class Leases:
+    """Two loops beside the dispatcher; each step may be called at any time."""
+
+    def __init__(
+        self,
+        db: Database,
+        clock: Callable[[], int],
+        dispatcher: Dispatcher,
+        me: Introduction,
+        *,
+        lease_seconds: float,
+    ) -> None:
+        self._db, self._clock, self._dispatcher, self._me = db, clock, dispatcher, me
+        self._lease_us = int(lease_seconds * 1e6)
+        #: Nobody waits for the only server of a SQLite file; its lease need not cost a sync each second.
+        self._renew_every_us = self._lease_us // (10 if db.dialect == "postgres" else 3)
+        self._renewed_us = self._alive_us = clock()
+
+    async def renew_step(self) -> bool:
+        """Renew the leases of the nodes that were heard, and move the states of nodes."""
+        dispatcher = self._dispatcher
+        beats = [desk for desk in dispatcher.desks.values() if desk.heartbeat]
+        now_us = self._clock()
+        if beats:
+            for desk in beats:
+                desk.heartbeat = False
+            held = await self._db.run_as(
+                Order.HEARTBEAT,
+                nodes.renew,
+                [(desk.node_id, desk.epoch) for desk in beats],
+                server_id=self._me.id,
+                lease_us=self._lease_us,
+                now_us=now_us,
+            )
+            for desk in beats:
+                if desk.node_id in held:
+                    dispatcher.set_draining(desk, held[desk.node_id])
+                    desk.send(Frame(heartbeat_ack=True))
+                else:
+                    dispatcher.disconnect(desk, "another server holds this node")
+        changed = [desk for desk in dispatcher.desks.values() if desk.shown != _state(desk)]
+        if changed:
+            states = [(desk.node_id, desk.epoch, _state(desk)) for desk in changed]
+            await self._db.run_as(Order.HEARTBEAT, dispatching.show_busy, states, now_us=now_us)
+            for desk, (_, _, state) in zip(changed, states, strict=True):
+                desk.shown = state
+        return False
+
+    async def lose_step(self) -> bool:
+        """Hold our own lease, declare nodes lost and take back what they had."""
+        now_us = self._clock()
+        away = now_us - self._alive_us > self._lease_us // 2  # nor could we renew anything meanwhile
+        if away or now_us - self._renewed_us >= self._renew_every_us:
+            if away:
+                log.warning("the store or this server was away; leases go on")
+            await self._db.run_as(
+                Order.HEARTBEAT,
+                servers.renew,
+                self._me,
+                last_us=self._alive_us,
+                lease_us=self._lease_us,
+                now_us=now_us,
+            )
+            self._renewed_us = now_us
+        done = await self._db.run_as(Order.LOOP, nodes.lose, lease_us=self._lease_us, now_us=now_us)
+        self._alive_us = now_us
+        for node_id in done.stale_nodes:
+            if desk := self._dispatcher.desks.get(node_id):
+                self._dispatcher.disconnect(desk, "the lease has ended: connect again")
+        self._dispatcher.after(done, now_us)
+        if done.more:
+            self._dispatcher.ring()
+        return done.more
+
+
+def _state(desk: Desk) -> NodeState:
+    if not desk.room.accepting:
+        return NodeState.DRAINING
+    return NodeState.RUNNING if desk.held else NodeState.IDLE
