@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("litestar", "rich", "psutil", "asyncio", "anyio", "uvicorn", "structlog", "websockets", "sqlite3")
+HEAVY = ("litestar", "rich", "psutil", "asyncio", "anyio", "uvicorn", "websockets", "sqlite3")
 
 
 def loaded_after(*words: str) -> set[str]:

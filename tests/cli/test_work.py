@@ -192,6 +192,13 @@ def test_a_json_file_may_make_an_array(tmp_path):
     assert (work.array, work.max_parallel) == (ArraySpec(items=["a", "b"]), 1)
 
 
+def test_a_yaml_file_says_the_same(tmp_path):
+    (tmp_path / "job.yaml").write_text("command: [x, '{}']\nitems: [a, b]\nmeta: {a: '1'}\nmemory: 2G\n")
+    work = work_of("-f", str(tmp_path / "job.yaml"))
+    assert work.array == ArraySpec(items=["a", "b"])
+    assert (work.spec.meta, work.spec.memory_bytes) == ({"a": "1"}, 2 << 30)
+
+
 def test_rows_come_of_a_file_of_objects_and_lists(tmp_path):
     (tmp_path / "rows.jsonl").write_text(
         '{"command": ["a"], "memory": "1G"}\n\n["b", "c"]\n{"shell": "d | e"}\n'
@@ -254,7 +261,10 @@ def test_bad_input_is_one_clear_sentence_and_status_2(geres, words, problem):
         ("cpus = ", "a.toml", "is no TOML"),
         ("{", "a.json", "is no JSON"),
         ("[]", "a.json", "holds no table"),
-        ("a: 1", "a.yaml", "is YAML"),
+        ("a: [1", "a.yaml", "is no YAML: .*line 1"),
+        ("cpus: -1", "a.yaml", "a.yaml: cpus"),
+        ("- true", "a.yml", "holds no table"),
+        ("!!python/object/apply:os.system [id]", "a.yml", "is no YAML"),
         ('mem = "2G"', "a.toml", "did you mean 'memory'"),
         ("cpus = -1", "a.toml", "cpus"),
         ('command = ["a"]', "a.toml", "says what to run"),

@@ -92,7 +92,7 @@ job = group("job", default="list", help="Make, show and change jobs.")
 @click.option("-t", "--time-limit", metavar="TIME", help="For the job as a whole, from its first start.")
 @click.option("--on-lost", type=click.Choice(["retry", "fail"]), help="When a node is lost.")
 @click.option("--end-when-done", is_flag=True, help="Completed as soon as all its tasks have ended.")
-@click.option("-f", "--file", metavar="FILE", help="Options that its tasks have by default: TOML or JSON.")
+@click.option("-f", "--file", metavar="FILE", help="Options of its tasks, as TOML, YAML or JSON.")
 @style_options(stream=False)
 @click.pass_obj
 def job_create(

@@ -50,6 +50,8 @@ _OPTIONS: list[Callable[[Any], Any]] = [
         "--env", multiple=True, metavar="NAME[=VALUE]", help="Carry a variable along; '*' for nearly all."
     ),
     click.option("--umask", metavar="OCTAL", help="Its umask."),
+    click.option("--user", metavar="NAME", help="Run as this account, where the node allows it."),
+    click.option("--group", metavar="NAME", help="Run with this group, one of the account's."),
     click.option("--shell", is_flag=True, help="The command is a line for /bin/sh."),
     click.option("-o", "--stdout", metavar="FILE", help="Write its stdout there, on the node."),
     click.option("-e", "--stderr", metavar="FILE", help="Write its stderr there."),
@@ -58,7 +60,7 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--output-limit", metavar="SIZE", help="How much of each stream is kept.  [64M]"),
     click.option("--disk", metavar="SIZE", help="Allowance for its folder and output."),
     click.option("--retain", metavar="TIME", help="How long its folder stays on the node.  [7d]"),
-    click.option("-f", "--file", metavar="FILE", help="Options from a TOML or JSON file; flags win."),
+    click.option("-f", "--file", metavar="FILE", help="Options from a TOML, YAML or JSON file; flags win."),
     click.option("-a", "--array", metavar="RANGE", help="One task for each index: 1-10, 1-10:2, 1-10%3."),
     click.option("--items", metavar="FILE", help="One task for each line of a file, or of stdin with `-`."),
     click.option("-0", "--null", is_flag=True, help="The items end with NUL, not with a newline."),
@@ -84,7 +86,7 @@ def own_options(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, 
     for name in (
         *("cpus", "memory", "gpus", "time_limit", "pool", "nodelist", "match", "exclusive", "priority"),
         *("hold", "not_before", "name", "id", "if_exists", "label", "retries", "retry_delay", "on_lost"),
-        *("grace", "umask", "append", "merge", "output_limit", "disk", "retain"),
+        *("grace", "umask", "user", "group", "append", "merge", "output_limit", "disk", "retain"),
     ):
         if flags[name] is not None:
             options[name] = flags[name]

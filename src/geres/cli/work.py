@@ -101,7 +101,7 @@ def what_runs(
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """The options of a TOML or JSON file.  Raises Invalid naming the file and the option."""
+    """The options of a TOML, YAML or JSON file.  Raises Invalid naming the file and the option."""
     text = read_text(path, "file")
     values: Any
     if path.endswith(".json") or (path == "-" and text.lstrip().startswith("{")):
@@ -110,7 +110,12 @@ def read_file(path: str) -> dict[str, Any]:
         except msgspec.DecodeError as error:
             raise Invalid(f"file: {path} is no JSON: {error}", field="file") from None
     elif path.endswith((".yaml", ".yml")):
-        raise Invalid(f"file: {path} is YAML, which is not read; write TOML or JSON", field="file")
+        from msgspec import yaml  # only a call with such a file needs it
+
+        try:
+            values = yaml.decode(text)
+        except msgspec.DecodeError as error:
+            raise Invalid(f"file: {path} is no YAML: {_one_line(error)}", field="file") from None
     else:
         import tomllib  # only a call with a file needs it
 
@@ -128,6 +133,10 @@ def read_file(path: str) -> dict[str, Any]:
     except Invalid as error:
         raise Invalid(f"{path}: {error}", **error.facts) from None
     return dict(values)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def read_rows(path: str, defaults: TaskSpec) -> list[TaskRow]:
