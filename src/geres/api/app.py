@@ -13,7 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from msgspec import Struct
 
-from geres.api import acting, jobs, outputs, system, tasks
+from geres.api import acting, jobs, outputs, system, tasks, tenants
 from geres.api.agents import serve_agent
 from geres.api.asgi import App, Receive, Scope, Send
 from geres.api.attach import route as attach_route
@@ -64,6 +64,7 @@ _BY_KEY: dict[tuple[str, str, str], Hot] = {
 ROUTES: list[Any] = [
     *system.ROUTES,
     *jobs.ROUTES,
+    *tenants.ROUTES,
     tasks.list_tasks,
     tasks.list_history,
     tasks.why_task,
@@ -84,6 +85,7 @@ _QUERIES: dict[tuple[str, str], type[Struct]] = {
     ("get", "/v1/jobs"): JobQuery,
     ("get", "/v1/jobs/{job_ref}"): JobDetailQuery,
     ("get", "/v1/find"): tasks.FindQuery,
+    **tenants.QUERIES,
     ("get", "/v1/tasks/{task_id}/logs"): outputs.LogsQuery,
     **{(route.method, route.path): route.query for route in HOT if route.query is not None},
 }
@@ -96,6 +98,7 @@ _BODIES: list[type[Struct]] = [
     SelectTasks,
     SubmitBulk,
     SubmitTask,
+    *tenants.BODIES,
 ]
 
 
