@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.agent.world import Agent, Server, until
 
@@ -167,6 +168,61 @@ async def test_output_goes_to_the_files_that_were_named(server: Server, agent: A
         assert end.outcome == "succeeded"
         assert (out.read_text(), err.read_text()) == ("out\n", "err\n"), "replaced, not appended"
         until(lambda: True)
+
+
+#: A PATH with a folder on no ordinary disk: so the launcher starts the task, and it alone touches its files.
+ELSEWHERE = {"PATH": "/usr/bin:/bin:/dev/pts"}
+
+
+@pytest.mark.parametrize("append", [False, True])
+async def test_output_in_files_that_only_the_launcher_opened_is_in_the_report(
+    server: Server, agent: Agent, tmp_path: Path, append: bool
+) -> None:
+    (tmp_path / "out").write_text("older\n")
+    line = "echo out; echo err >&2"
+    end = await server.run(
+        1,
+        shell=line,
+        stdout="out",
+        stderr=str(tmp_path / "err"),
+        cwd=str(tmp_path),
+        append=append,
+        env=ELSEWHERE,
+    )
+
+    assert (end.stdout, end.stdout_bytes, end.stderr, end.stderr_bytes) == (b"out\n", 4, b"err\n", 4)
+    assert (tmp_path / "out").read_text() == ("older\nout\n" if append else "out\n")
+    assert (end.outcome, end.message, end.stdout_blob) == ("succeeded", None, None)
+
+
+async def test_of_a_large_file_that_only_the_launcher_opened_the_last_part_is_in_the_report(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    end = await server.run(1, shell="seq 100000", stdout=str(tmp_path / "out"), env=ELSEWHERE)
+
+    written = (tmp_path / "out").read_bytes()
+    assert end.stdout_bytes == len(written) > 500_000
+    assert end.stdout == written[-(16 << 10) :]
+
+
+async def test_a_file_in_the_own_folder_that_only_the_launcher_opened_is_found_where_it_is_kept(
+    server: Server, agent: Agent
+) -> None:
+    end = await server.run(1, shell="echo a; echo b >&2", stdout="log", merge=True, env=ELSEWHERE)
+
+    assert (end.stdout, end.stderr) == (b"a\nb\n", b"")
+    assert (Path(end.folder or "") / "wd" / "log").read_bytes() == b"a\nb\n"
+
+
+async def test_what_the_launcher_opened_and_cannot_be_read_again_is_said(
+    server: Server, agent: Agent, tmp_path: Path
+) -> None:
+    gone = await server.run(1, shell="echo a; rm out", stdout="out", cwd=str(tmp_path), env=ELSEWHERE)
+    assert (gone.outcome, gone.stdout) == ("succeeded", b"")
+    assert str(tmp_path / "out") in (gone.message or "")
+
+    null = await server.run(2, shell="echo a", stdout="/dev/null", env=ELSEWHERE)
+    assert (null.outcome, null.stdout, null.message) == ("succeeded", b"", None)
 
 
 async def test_output_is_appended_where_that_was_asked_for(

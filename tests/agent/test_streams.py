@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
+from geres.model.wire import Frame
 from tests.agent.world import Agent, Server, until
 
 
@@ -238,11 +240,72 @@ async def test_a_stream_of_a_file_that_is_appended_to_begins_with_this_attempt(
 ) -> None:
     log = tmp_path / "log"
     log.write_text("older\n")
-    for number in (1, 2):  # the first by the launcher, of which there is nothing to follow
+    for number, path in ((1, "/usr/bin:/bin:/dev/pts"), (2, "/usr/bin:/bin")):  # the first by the launcher
         line = "sleep 0.2; echo mine; sleep 0.5"
-        await server.assign(server.spec(shell=line, stdout=str(log), append=True, merge=True), number)
+        spec = server.spec(shell=line, stdout=str(log), append=True, merge=True, env={"PATH": path})
+        await server.assign(spec, number)
         name = await server.stream(number)
         out, _, _ = await gather(server, name)
+        assert out == b"mine\n"
 
-    assert out == b"mine\n"
     assert log.read_text() == "older\nmine\nmine\n"
+
+
+async def present(server: Server, number: int, query: str = "") -> tuple[bytes, bytes] | None:
+    """What the agent says that there is now; None where it does not have the attempt."""
+    name = await server.stream(number, f"from=begin&until=now{query}")
+    first = await server.heard(name)
+    if first[0] == "end":
+        return None
+    assert first == ["present"]
+    return (await gather(server, name))[:2]
+
+
+@pytest.mark.parametrize("path", ["/usr/bin:/bin", "/usr/bin:/bin:/dev/pts"])  # the second by the launcher
+async def test_what_there_is_now_is_told_without_waiting_for_more(
+    server: Server, agent: Agent, tmp_path: Path, path: str
+) -> None:
+    mark, go = tmp_path / "mark", tmp_path / "go"
+    line = f"seq 300000; echo e >&2; touch {mark}; while [ ! -e {go} ]; do sleep 0.02; done; echo last"
+    files = {} if "pts" not in path else {"stdout": str(tmp_path / "o"), "stderr": str(tmp_path / "e")}
+    await server.assign(server.spec(shell=line, env={"PATH": path}, **files), 1)
+    until(mark.exists)
+
+    numbers = b"".join(b"%d\n" % n for n in range(1, 300001))
+    assert await present(server, 1) == (numbers, b"e\n")
+    assert await present(server, 1, "&only=e") == (b"", b"e\n")
+    assert await present(server, 1, "&only=o&out=2000000") == (numbers[2000000:], b"")
+    go.touch()
+    await server.end_of(1)
+
+
+async def test_of_a_task_that_writes_on_and_on_what_there_is_now_has_an_end(
+    server: Server, agent: Agent
+) -> None:
+    await server.assign(server.spec(shell="while :; do echo y; done"), 1)
+    await server.start_of(1)
+
+    out, _ = await present(server, 1) or (b"", b"")
+
+    assert set(out) <= set(b"y\n")
+
+
+async def test_what_an_ended_attempt_wrote_is_told_until_its_end_is_acknowledged(
+    server: Server, agent: Agent
+) -> None:
+    server.acknowledges = False
+    server.refuses_uploads = True
+    await server.run(1, shell="echo small; echo err >&2")
+    await server.assign(server.spec("seq", "10000"), 2)
+    await server.until(lambda: len(agent.supervisor()["ended"]) == 2)
+
+    assert await present(server, 1) == (b"small\n", b"err\n")
+    assert await present(server, 1, "&out=2") == (b"all\n", b"err\n")
+    whole = b"".join(b"%d\n" % n for n in range(1, 10001))
+    assert await present(server, 2) == (whole, b"")
+    server.refuses_uploads = False
+    await server.end_of(2)
+    assert await present(server, 2) == (whole, b"")
+    await server.peer.send(Frame(ack=[(1 << 32 | 1, 1), (1 << 32 | 2, 1)]))
+    await server.until(lambda: not agent.supervisor()["ended"])
+    assert await present(server, 1) is None

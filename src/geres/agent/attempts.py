@@ -21,6 +21,7 @@ class Spec:
     """How to run attempts; many attempts share one.  All names and paths are bytes."""
 
     __slots__ = (
+        "account",
         "append",
         "argv",
         "cwd",
@@ -60,6 +61,8 @@ class Spec:
         self.output_limit_bytes: int = fields.get("output_limit_bytes", 64 << 20)
         self.time_limit_seconds: float | None = fields.get("time_limit_seconds")
         self.grace_seconds: float = fields.get("grace_seconds", 20.0)
+        #: (uid, gid, further groups) of the account that it runs as; None: ours
+        self.account: tuple[int, int, tuple[int, ...]] | None = fields.get("account")
         #: given back with the end of an attempt that left a folder; not looked at here
         self.memo: object = fields.get("memo")
 
@@ -71,6 +74,7 @@ class Attempt:
         "ahead",
         "argv",
         "arrived",
+        "begins",
         "ended_us",
         "env",
         "err",
@@ -80,6 +84,7 @@ class Attempt:
         "key",
         "lane",
         "linger_until",
+        "named",
         "notes",
         "out",
         "pid",
@@ -141,10 +146,24 @@ class Attempt:
         self.stdin_closing = False
         self.reported_bytes = 0
         self.group: str | None = None
-        self.notes: File | None = None  # where the launcher says why it failed
+        self.notes: File | None = None  # where the launcher says what it opened and why it failed
+        self.named: dict[str, bytes] = {}  # "o", "e": paths that the launcher opens, and we never touch
+        self.begins: dict[str, int] = {}  # where in those that it did open this attempt's output begins
         self.slot: Slot | None = None
         self.out: File | None = None  # the same as err where both were given one path
         self.err: File | None = None
+
+    def named_in(self, folder: bytes | None) -> list[tuple[str, bytes, int, int | None]]:
+        """What the launcher opened, as in an end; what lay in the task's folder is in `folder` now."""
+        found = []
+        owner = self.spec.account[0] if self.spec.account is not None else None
+        for stream, path in self.named.items():
+            if stream not in self.begins:
+                continue
+            if folder is not None and self.slot is not None and path.startswith(self.slot.path + b"/"):
+                path = folder + path[len(self.slot.path) :]
+            found.append((stream, path, self.begins[stream], owner))
+        return found
 
 
 #: (user_seconds, system_seconds, max_rss_bytes or None, minor_faults, major_faults, blocks_in, blocks_out,
@@ -152,10 +171,12 @@ class Attempt:
 Usage = tuple[float, float, int | None, int, int, int, int, int, int]
 
 #: How an attempt ended: (task, attempt, kind, code, outcome, reason, message, started_us, ended_us, usage,
-#: stdout, stderr, folder, memo).  `code` is the exit code or the number of the signal.  `outcome`, `reason`
-#: and `message` are None unless the supervisor decided.  `stdout` and `stderr` are (bytes written, the last
-#: of them, path of the whole or None), or None where they are not kept.  `memo` is that of the specification
-#: where there is a folder.
+#: stdout, stderr, folder, memo, named).  `code` is the exit code or the number of the signal.  `outcome`,
+#: `reason` and `message` are None unless the supervisor decided.  `stdout` and `stderr` are (bytes written,
+#: the last of them, path of the whole or None), or None where they are not kept.  `memo` is that of the
+#: specification where there is a folder.  `named` is what the launcher opened: (stream "o" or "e", path,
+#: where the attempt's output begins in it, -1 for no file, uid of the task's account, None for ours), ...; an
+#: end of an earlier version has none.
 if TYPE_CHECKING:
     End = tuple[Any, ...]
 else:

@@ -36,10 +36,17 @@ class Captures:
     def null(self) -> int:
         return self._null
 
-    def take(self) -> File:
-        """An empty file.  Raises OSError, as for a full disk."""
+    def take(self, owner: tuple[int, int] | None = None) -> File:
+        """An empty file, that of the account (uid, gid) if given.  Raises OSError, as for a full disk."""
+        if owner is not None:
+            file = self._make()
+            os.fchown(file.fd, *owner)  # for those who open /dev/stdout
+            return file
         if self._spare:
             return self._spare.pop()
+        return self._make()
+
+    def _make(self) -> File:
         if self._anonymous:
             try:
                 return File(os.open(self._folder, _FLAGS | os.O_TMPFILE, 0o600), None, True)

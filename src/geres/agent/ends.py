@@ -77,6 +77,11 @@ def large_files(end: tuple[Any, ...]) -> dict[str, str]:
     return found
 
 
+def named_files(end: tuple[Any, ...]) -> list[tuple[str, bytes, int, int | None]]:
+    """(stream, path, begin, owner) of the files that the launcher opened, which are yet to be looked at."""
+    return list(end[14]) if len(end) > 14 else []
+
+
 class Unreadable(Exception):
     """An output file that is gone, shorter than it was, or not ours to read: another try does not help."""
 

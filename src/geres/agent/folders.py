@@ -8,26 +8,43 @@ import time
 WD, TMP = "wd", "tmp"
 _INSIDE = (b"tmp", b"wd")
 _MOST_SPARE = 64
+_PASS = 0o711  #: others may pass through to what is theirs, and see nothing
+
+Owner = tuple[int, int]  # (uid, gid)
 #: Two changes within one tick of the kernel's coarse clock may carry the same time.
 _TICK_NS = 20_000_000
 
 
 class Slot:
-    """A folder with `wd` (to work in) and `tmp` (TMPDIR) inside."""
+    """A folder with `wd` (to work in) and `tmp` (TMPDIR) inside.
 
-    __slots__ = ("changed", "path", "tmp", "wd")
+    Where the task has another account than ours, these two are that account's, and the folder around them
+    stays ours: what we write into it later cannot be led astray by links.
+    """
 
-    def __init__(self, path: bytes) -> None:
+    __slots__ = ("changed", "owner", "path", "tmp", "wd")
+
+    def __init__(self, path: bytes, owner: Owner | None = None) -> None:
         self.path = path
         self.wd = path + b"/wd"
         self.tmp = path + b"/tmp"
+        self.owner = owner  # None: ours
         self.changed: tuple[int, int, int] = (0, 0, 0)
 
     def make(self) -> None:
         os.mkdir(self.path, 0o700)
         os.mkdir(self.wd, 0o700)
         os.mkdir(self.tmp, 0o700)
+        if self.owner is not None:
+            os.chown(self.wd, *self.owner)
+            os.chown(self.tmp, *self.owner)
+            os.chmod(self.path, _PASS)
         self.changed = self.look()
+
+    @property
+    def task_dir(self) -> bytes:
+        """What the task is told as its folder: one that it may write to."""
+        return self.path if self.owner is None else self.wd
 
     def look(self) -> tuple[int, int, int]:
         stat = os.stat
@@ -39,7 +56,8 @@ class Slot:
             sorted(os.listdir(self.path)) == list(_INSIDE)
             and not os.listdir(self.wd)
             and not os.listdir(self.tmp)
-            and all(os.stat(path).st_mode & 0o7777 == 0o700 for path in (self.path, self.wd, self.tmp))
+            and all(os.stat(path).st_mode & 0o7777 == 0o700 for path in (self.wd, self.tmp))
+            and os.stat(self.path).st_mode & 0o7777 == (0o700 if self.owner is None else _PASS)
         )
 
 
@@ -49,9 +67,11 @@ class Folders:
     def __init__(self, root: str) -> None:
         self._root = os.fsencode(root)
         self._slots = self._root + b"/.slots"
-        self._spare: list[Slot] = []
+        self._spare: dict[Owner | None, list[Slot]] = {}
+        self._spare_count = 0
         self._count = 0
-        os.makedirs(self._slots, 0o700, exist_ok=True)
+        os.makedirs(self._slots, exist_ok=True)
+        os.chmod(self._slots, _PASS)
         self._count = max((int(name) for name in os.listdir(self._slots) if name.isdigit()), default=0)
 
     def clear(self) -> None:
@@ -67,12 +87,14 @@ class Folders:
         """What the GERES_TASK_DIR of every process of this home begins with."""
         return self._slots
 
-    def take(self) -> Slot:
-        """An empty folder.  Raises OSError, as for a full disk."""
-        if self._spare:
-            return self._spare.pop()
+    def take(self, owner: Owner | None = None) -> Slot:
+        """An empty folder, for a task of this account.  Raises OSError, as for a full disk."""
+        spare = self._spare.get(owner)
+        if spare:
+            self._spare_count -= 1
+            return spare.pop()
         self._count += 1
-        slot = Slot(self._slots + b"/%d" % self._count)
+        slot = Slot(self._slots + b"/%d" % self._count, owner)
         slot.make()
         return slot
 
@@ -82,15 +104,16 @@ class Folders:
         `outputs` are (name, function that puts the file at a path), for what outgrew the report.
         """
         if not outputs and self._untouched(slot, started_us):
-            if len(self._spare) < _MOST_SPARE:
-                self._spare.append(slot)
+            if self._spare_count < _MOST_SPARE:
+                self._spare_count += 1
+                self._spare.setdefault(slot.owner, []).append(slot)
             else:
                 self._remove(slot)
             return None
         kept = self._name(task, attempt)
         os.rename(slot.path, kept)
         if outputs:
-            os.mkdir(kept + b"/out", 0o700)
+            os.mkdir(kept + b"/out", 0o700 if slot.owner is None else _PASS)
             for name, put in outputs:
                 put(kept + b"/out/" + name)
         return kept
@@ -111,7 +134,7 @@ class Folders:
 
     def _name(self, task: int, attempt: int) -> bytes:
         folder = self._root + b"/%d" % (task >> 32)
-        os.makedirs(folder, 0o700, exist_ok=True)
+        os.makedirs(folder, _PASS, exist_ok=True)
         kept = folder + b"/%d" % (task & 0xFFFFFFFF)
         return kept if not os.path.lexists(kept) else kept + b"-%d-%d" % (attempt, time.time_ns())
 

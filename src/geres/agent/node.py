@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from geres.agent.ends import ended_of, large_files
+from geres.agent.accounts import Refused, Slow
+from geres.agent.ends import ended_of, large_files, named_files
 from geres.agent.link import Link
+from geres.agent.named import Named, SlowDisks
 from geres.agent.orders import Orders
 from geres.agent.upkeep import Upkeep
 from geres.agent.upload import Uploader
@@ -59,7 +61,8 @@ class Node:
         self.stdin_given: dict[AttemptKey, int] = {}  # bytes that the task's pipe took; -1: it takes no more
         self._stdin_bells: dict[AttemptKey, asyncio.Event] = {}
         self.open_stream: Callable[[Stream], None] = lambda stream: None
-        self._uploads: dict[AttemptKey, tuple[Ended, dict[str, str], int]] = {}
+        self.disks = SlowDisks()
+        self._uploads: dict[AttemptKey, tuple[Ended, dict[str, str], int, list[Named]]] = {}
         self._uploading: set[AttemptKey] = set()
         self.upload_bell = asyncio.Event()
 
@@ -117,6 +120,13 @@ class Node:
                 self._end_here(Ended(*key, "failed", "handler_load", message))
                 return None
             return self.orders.start(assign)
+        except Refused as error:
+            self._end_here(Ended(*key, "failed", "no_account", str(error)))
+            return None
+        except Slow as error:
+            log.warning("%s is given back: %s", show_task(assign.task), error)
+            self._end_here(Ended(*key, "given_back"))
+            return None
         except KeyError:
             message = f"the server did not send specification {assign.spec_id}"
             self._end_here(Ended(*key, "failed", "internal", message))
@@ -241,15 +251,18 @@ class Node:
             return
         report = ended_of(end)
         self._over(key)
+        files: dict[str, str] = {}
+        limit = 0
         if report.folder is not None:
             limit, retain_seconds = end[13] or (0, 0.0)
             files = large_files(end)
-            report.folder = self._upkeep.keep(key, report.folder, retain_seconds, files)
-            if files:
-                self._uploads[key] = (report, files, limit)
-                self.upload_bell.set()
-                return
-        self._report(report)
+            report.folder = self._upkeep.keep(key, report.folder, retain_seconds, files, limit)
+        named = named_files(end)
+        if files or named:
+            self._uploads[key] = (report, files, limit, named)
+            self.upload_bell.set()
+        else:
+            self._report(report)
 
     def _over(self, key: AttemptKey) -> None:
         self.attempts[key] = ENDED
@@ -300,6 +313,15 @@ class Node:
         """Rings once, when the task has taken input or takes none any more."""
         return self._stdin_bells.setdefault(key, asyncio.Event())
 
+    def output_of(self, key: AttemptKey) -> tuple[Ended, dict[str, str], int]:
+        """(report, stream to file of what is not whole in it, output limit) of an attempt that ended here.
+
+        Raises KeyError where its end is acknowledged.
+        """
+        if key in self._uploads:
+            return self._uploads[key][:3]
+        return self.ended[key], *self._upkeep.kept_files(key)
+
     @property
     def uploading(self) -> bool:
         return bool(self._uploads)
@@ -307,7 +329,7 @@ class Node:
     # -- uploads
 
     async def upload_step(self) -> bool:
-        """Upload the outputs that wait for it, one attempt.  True where there are more."""
+        """Look at named files and upload large outputs, of one attempt.  True where there are more."""
         if not self._uploads:
             self.upload_bell.clear()
             await self.upload_bell.wait()
@@ -315,9 +337,10 @@ class Node:
         if key is None:
             await asyncio.sleep(0.05)
             return True
-        report, files, limit = self._uploads[key]
+        report, files, limit, named = self._uploads[key]
         self._uploading.add(key)
         try:
+            await self.disks.look(report, named)
             await self._uploader.upload(report, files, limit)
         finally:
             self._uploading.discard(key)

@@ -15,20 +15,30 @@ _MOST_DESCRIPTORS = 4  #: stdin, stdout, stderr and the launcher's notes
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 
-# Joins the group, sets the limits, enters the folder, opens the files; says on descriptor 3 what failed.
+# Joins the group, sets the limits, enters the folder, opens the files; says on descriptor 3 what failed, and
+# from where on each file that it opened is this attempt's (-1: it is no file that can be read again).
 LAUNCHER = b"""
 fail() { printf '%s' "$1" >&3; exit 125; }
+begin() {
+  size=-1
+  if [ -f "$2" ]; then
+    if [ -n "$3" ]; then size=$(command -p wc -c <"$2" 2>/dev/null) || size=-1; else size=0; fi
+  fi
+  printf '%s %d\\n' "$1" "$((size))" >&3
+}
 [ -z "$1" ] || { printf '%s' $$ >"$1"; } 2>/dev/null || fail group
 [ -z "$2" ] || ulimit -v "$2" 2>/dev/null || fail limit
 [ -z "$4" ] || cd -- "$4" 2>/dev/null || fail cwd
 [ -z "$3" ] || umask "$3"
 if [ -n "$5" ]; then
   if [ -n "$7" ]; then { true >>"$5"; } 2>/dev/null; else { true >"$5"; } 2>/dev/null; fi || fail stdout
+  begin o "$5" "$7"
   exec >>"$5"
 fi
 if [ -n "$6" ]; then
   if [ -n "$7" ] || [ "$5" = "$6" ]; then { true >>"$6"; } 2>/dev/null
   else { true >"$6"; } 2>/dev/null; fi || fail stderr
+  begin e "$6" "$7"
   exec 2>>"$6"
 fi
 [ -z "$8" ] || exec 2>&1
@@ -49,6 +59,17 @@ exec "$@"
 """
 
 
+#: Joins the group that only we may join, before the account changes.
+JOINER = b"""
+{ printf '%s' $$ >"$1"; } 2>/dev/null || { printf '%s' group >&3; exit 125; }
+shift
+exec "$@"
+"""
+#: The notes begin with the word `become`; the launcher completes the line once it is the other account.
+BECAME = b"printf ' 0\\n' >&3\n"
+_SETPRIV = (b"/usr/bin/setpriv", b"/bin/setpriv", b"/usr/local/bin/setpriv")
+
+
 class Unstartable(Exception):
     """The attempt cannot start, in our words; `code` is what a shell would exit with."""
 
@@ -57,6 +78,18 @@ class Unstartable(Exception):
         self.reason = reason
         self.message = message
         self.code = code
+
+
+def become(account: tuple[int, int, tuple[int, ...]]) -> list[bytes]:
+    """The words before a command that runs it as the account.  Raises Unstartable where there are none."""
+    uid, gid, groups = account
+    program = next((path for path in _SETPRIV if os.access(path, os.X_OK)), None)
+    if program is None:
+        raise Unstartable(
+            "no_account", "this node has no setpriv, of util-linux, to run tasks as other accounts", 125
+        )
+    others = b"--groups=" + b",".join(b"%d" % one for one in groups) if groups else b"--clear-groups"
+    return [program, b"--reuid=%d" % uid, b"--regid=%d" % gid, others, b"--inh-caps=-all"]
 
 
 class Programs:
@@ -190,6 +223,16 @@ def _no_interpreter(program: bytes) -> str:
     return f"{show(program)} names an interpreter in its first line that does not exist"
 
 
+def parse_notes(notes: str) -> tuple[dict[str, int], str]:
+    """Where this attempt's output begins in "o" and "e", for what was opened so far; and what failed."""
+    begins = {}
+    *lines, failed = notes.split("\n")
+    for line in lines:
+        stream, _, begin = line.partition(" ")
+        begins[stream] = int(begin)
+    return begins, failed
+
+
 def explain_note(
     note: str, argv: list[bytes], cwd: bytes | None, out: bytes | None, err: bytes | None
 ) -> Unstartable:
@@ -204,6 +247,8 @@ def explain_note(
         return Unstartable("not_executable", f"{show(argv[0])} is not executable", NOT_EXECUTABLE)
     if note == "not_found":
         return Unstartable("not_found", f"no program {show(argv[0])}", NOT_FOUND)
+    if note == "become":
+        return Unstartable("no_account", "the node could not change to the task's account", 125)
     return Unstartable("internal", f"the launcher could not set up its {note}", 125)
 
 

@@ -26,7 +26,7 @@ from geres.agent.capture import INLINE_BYTES, File
 from geres.agent.family import Children, kill, owner_by_environment, stat_of
 from geres.agent.journal import Journal
 from geres.agent.lanes import Lanes
-from geres.agent.process import Unstartable, explain_note, now_us, usage_of
+from geres.agent.process import Unstartable, explain_note, now_us, parse_notes, usage_of
 from geres.agent.starting import Starter
 
 _GIVE_BACK_SECONDS = 1.0
@@ -354,18 +354,28 @@ class Running:
         tail = captures.tail(attempt.err, captures.size(attempt.err)).lower()
         return any(words in tail for words in _NO_MEMORY)
 
+    def named_files(self, attempt: Attempt) -> tuple[list[tuple[str, bytes, int, int | None]], bool]:
+        """What the launcher has opened so far, and whether that is all."""
+        if attempt.notes is None or not attempt.named:
+            return [], True
+        captures = self.starter.captures
+        attempt.begins, _ = parse_notes(captures.tail(attempt.notes, captures.size(attempt.notes)).decode())
+        found = attempt.named_in(None)
+        return found, len(found) == len(attempt.named)
+
     def _read_notes(self, attempt: Attempt, alone: bool) -> Unstartable | None:
         """What kept the launcher from running the command; None where it did run."""
         if attempt.notes is None:
             return None
         captures = self.starter.captures
         size = captures.size(attempt.notes)
-        note = captures.tail(attempt.notes, size).decode()
+        begins, failed = parse_notes(captures.tail(attempt.notes, size).decode())
         captures.give_back(attempt.notes, size, alone)
         attempt.notes = None
-        if not note:
+        if not failed:
+            attempt.begins = begins
             return None
-        return explain_note(note, attempt.argv, attempt.spec.cwd, attempt.stdout, attempt.stderr)
+        return explain_note(failed, attempt.argv, attempt.spec.cwd, attempt.stdout, attempt.stderr)
 
     def _finish(
         self, attempt: Attempt, kind: str, code: int, usage: Usage | None, alone: bool = True
@@ -396,6 +406,7 @@ class Running:
             stderr,
             folder,
             attempt.spec.memo if folder is not None else None,
+            attempt.named_in(None if folder is None else os.fsencode(folder)),
         )
         self._keep_end(end)
         self.new_started.pop(attempt.key, None)
@@ -425,7 +436,7 @@ class Running:
     def _settle(self, attempt: Attempt, alone: bool) -> tuple:  # type: ignore[type-arg]
         """Put away its output and its folder.  Returns stdout, stderr and the folder of an end."""
         assert attempt.slot is not None
-        again = alone and not attempt.watched
+        again = alone and not attempt.watched and attempt.spec.account is None
         keep: list[tuple[bytes, File, int]] = []
         stdout = self._look_at(attempt.out, b"stdout", keep)
         stderr = self._look_at(attempt.err, b"stderr", keep) if attempt.err is not attempt.out else None

@@ -8,7 +8,18 @@ from geres.agent.attempts import RUNNING, Attempt
 from geres.agent.capture import Captures, File
 from geres.agent.cgroups import MemoryGroups
 from geres.agent.folders import Folders, Slot
-from geres.agent.process import LAUNCHER, OpenFiles, Programs, Unstartable, bad_path, no_cwd, now_us
+from geres.agent.process import (
+    BECAME,
+    JOINER,
+    LAUNCHER,
+    OpenFiles,
+    Programs,
+    Unstartable,
+    bad_path,
+    become,
+    no_cwd,
+    now_us,
+)
 
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
 
@@ -36,7 +47,7 @@ class Starter:
         spec = attempt.spec
         env = self._environment(attempt)
         try:
-            if spec.direct and not spec.memory_bytes:
+            if spec.direct and not spec.memory_bytes and spec.account is None:
                 self._start_directly(attempt, env, now)
             else:
                 self._start_by_launcher(attempt, env)
@@ -55,12 +66,13 @@ class Starter:
 
     def _give(self, attempt: Attempt) -> None:
         spec = attempt.spec
-        attempt.slot = self.folders.take()
+        owner = None if spec.account is None else spec.account[:2]
+        attempt.slot = self.folders.take(owner)
         if spec.keep_output:
             if attempt.stdout is None:
-                attempt.out = self.captures.take()
+                attempt.out = self.captures.take(owner)
             if not spec.merge and attempt.stderr is None:
-                attempt.err = self.captures.take()
+                attempt.err = self.captures.take(owner)
 
     def _environment(self, attempt: Attempt) -> dict[bytes, bytes]:
         slot = slot_of(attempt)
@@ -71,7 +83,7 @@ class Starter:
         env[b"GERES_ATTEMPT"] = b"%d" % number
         if attempt.env is not None:
             env.update(attempt.env)
-        env[b"GERES_TASK_DIR"] = slot.path
+        env[b"GERES_TASK_DIR"] = slot.task_dir
         if b"TMPDIR" not in env:
             env[b"TMPDIR"] = slot.tmp
         return env
@@ -96,12 +108,15 @@ class Starter:
     def _start_by_launcher(self, attempt: Attempt, env: dict[bytes, bytes]) -> None:
         spec = attempt.spec
         cwd = out = err = b""
-        if spec.direct:
+        if spec.direct and spec.account is None:
             self._enter(attempt)
         else:
             self.come_home()
             cwd = slot_of(attempt).wd if spec.cwd is None else spec.cwd
             out, err = attempt.stdout or b"", (attempt.stderr or b"") if not spec.merge else b""
+            attempt.named = {"o": os.path.join(cwd, out)} if out else {}
+            if err and err != out:
+                attempt.named["e"] = os.path.join(cwd, err)
         procs, limit_kb = self._limit(attempt)
         descriptors = self._descriptors(attempt)
         attempt.notes = self.captures.take()
@@ -117,8 +132,23 @@ class Starter:
             b"1" if spec.merge and out else b"",
         ]
         attempt.started_us = now_us()
-        argv = [b"sh", b"-c", LAUNCHER, b"geres", *arguments, *attempt.argv]
-        attempt.pid = self._open_files.spawn(b"/bin/sh", argv, env, descriptors)
+        if spec.account is None:
+            argv = [b"sh", b"-c", LAUNCHER, b"geres", *arguments, *attempt.argv]
+        else:
+            argv = self._as_account(attempt, become(spec.account), arguments)
+        attempt.pid = self._open_files.spawn(
+            b"/bin/sh" if argv[0] == b"sh" else argv[0], argv, env, descriptors
+        )
+
+    def _as_account(self, attempt: Attempt, change: list[bytes], arguments: list[bytes]) -> list[bytes]:
+        """The command line that joins the memory group as we are, and does all else as the account."""
+        assert attempt.notes is not None
+        os.write(attempt.notes.fd, b"become")
+        procs, *others = arguments
+        launcher = [b"/bin/sh", b"-c", BECAME + LAUNCHER, b"geres", b"", *others, *attempt.argv]
+        if not procs:
+            return [*change, *launcher]
+        return [b"sh", b"-c", JOINER, b"geres", procs, *change, *launcher]
 
     def _limit(self, attempt: Attempt) -> tuple[bytes, bytes]:
         """The file to join the attempt's memory group by, or else the most address space in KiB."""
@@ -143,14 +173,14 @@ class Starter:
         """What goes where; with a direct specification the paths that the user named are opened here."""
         null = self.captures.null
         spec = attempt.spec
-        if spec.direct and attempt.stdout is not None:
+        if spec.direct and spec.account is None and attempt.stdout is not None:
             attempt.out = self._open(attempt, "stdout", attempt.stdout)
         out = attempt.out
         out_fd = null if out is None else out.fd
         if spec.merge:
             err_fd = out_fd
         else:
-            if spec.direct and attempt.stderr is not None:
+            if spec.direct and spec.account is None and attempt.stderr is not None:
                 if out is not None and attempt.stderr == attempt.stdout:
                     attempt.err = out
                 else:
@@ -160,6 +190,8 @@ class Starter:
         if spec.stdin:
             attempt.stdin_theirs, attempt.stdin_fd = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(attempt.stdin_fd, False)
+            if spec.account is not None:
+                os.fchown(attempt.stdin_theirs, *spec.account[:2])  # for those who open /dev/stdin
             descriptors.append((attempt.stdin_theirs, 0))
         return descriptors
 

@@ -16,8 +16,11 @@ import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
+from geres.agent.access import Access
 from geres.agent.channel import open_websocket
+from geres.agent.ends import Unreadable
 from geres.agent.link import ask
+from geres.agent.named import STREAMS, Named, open_named
 from geres.agent.node import ENDED, Following, Node
 from geres.model.ids import show_task
 from geres.model.wire import AttemptKey, Ended, Stream
@@ -84,11 +87,10 @@ class FileWatch:
 class Streams:
     """All streams of this agent."""
 
-    def __init__(self, node: Node, socket_path: str, url: str, token: str) -> None:
+    def __init__(self, node: Node, socket_path: str, access: Access) -> None:
         self._node = node
         self._socket_path = socket_path
-        self._url = url
-        self._token = token
+        self._access = access
         self._group: anyio.abc.TaskGroup | None = None
         self._watch: FileWatch | None = None
         self._offsets: dict[tuple[AttemptKey, str], list[list[int]]] = {}
@@ -116,7 +118,7 @@ class Streams:
         key = (stream.task, stream.attempt)
         following = self._node.follow(key)
         try:
-            async with open_websocket(self._url, stream.path, self._token, None) as socket:
+            async with open_websocket(self._access, stream.path, None) as socket:
                 await _Session(self._node, self._socket_path, self._watch, self._offsets, stream).run(
                     socket, following
                 )
@@ -127,11 +129,14 @@ class Streams:
 
 
 class _File:
-    """One output file that is followed."""
+    """One output file that is followed.  `slow`: its disk may hang, so that it is read in a thread."""
 
-    def __init__(self, fd: int, begin: int, limit: int, seen: int, from_now: bool) -> None:
+    def __init__(
+        self, fd: int, begin: int, limit: int, seen: int, from_now: bool, *, slow: bool = False
+    ) -> None:
         self._begin = begin
         self._limit = limit
+        self.slow = slow
         try:  # a position of our own: theirs is shared with the task
             self.fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError:
@@ -140,15 +145,22 @@ class _File:
         #: how far it was read; a list, to be shared with those who free the middle of large files
         self.place = [max(size, seen) if from_now and not seen else seen]
 
-    def read(self) -> bytes:
-        """What comes next, at most 64 KiB; empty for nothing yet."""
+    def written(self) -> int:
+        """Bytes that the attempt has written to it so far."""
+        return os.fstat(self.fd).st_size - self._begin
+
+    def read(self, until: int | None = None) -> bytes:
+        """What comes next, at most 64 KiB and not beyond `until`; empty for nothing yet."""
         at = self._begin + self.place[0]
+        most = _PIECE_BYTES if until is None else min(_PIECE_BYTES, until - self.place[0])
+        if most <= 0:
+            return b""
         left_out = self._hole(at)
         if left_out:
             self.place[0] += left_out
             return b"\n[geres: %d bytes left out here]\n" % left_out
         try:
-            data = os.pread(self.fd, _PIECE_BYTES, at)
+            data = os.pread(self.fd, most, at)
         except OSError:  # the user named a file that cannot be read
             return b""
         self.place[0] += len(data)
@@ -186,13 +198,17 @@ class _Session:
         self._key: AttemptKey = (stream.task, stream.attempt)
         query = {name: values[0] for name, values in parse_qs(urlsplit(stream.path).query).items()}
         self._from_now = query.get("from") == "now"
+        self._only_present = query.get("until") == "now"
+        self._wanted = query.get("only", "oe")
         self._seen = {"o": int(query.get("out", 0)), "e": int(query.get("err", 0))}
         self._with_stdin = stream.with_stdin
 
     async def run(self, socket: ClientConnection, following: Following) -> None:
         state, written, files = await self._borrow(following.bell)
         try:
-            if state is not None:
+            if self._only_present:
+                await self._tell_present(socket, following, state, files)
+            elif state is not None:
                 if self._with_stdin:
                     await self._send(socket, ["in", max(written, 0)])
                 async with anyio.create_task_group() as group:
@@ -213,31 +229,107 @@ class _Session:
             answer = await anyio.to_thread.run_sync(ask, self._socket_path, "borrow", *self._key)
             if answer is None:
                 return None, 0, {}
-            (state, written, streams, _, limit, begins), fds = answer
-            if state != "waiting":
+            (state, written, streams, _, limit, begins, *rest), fds = answer
+            named, all_open = rest if rest else ([], True)
+            if state != "waiting" and all_open:
                 files = {
                     name: _File(fd, begin, limit, self._seen[name], self._from_now)
                     for name, fd, begin in zip(streams, fds, begins, strict=True)
+                    if name in self._wanted
                 }
                 for fd in fds:
                     os.close(fd)
-                return state, written, files
+                return state, written, files | await self._open_named(named, limit)
+            for fd in fds:
+                os.close(fd)
+            if self._only_present:
+                return state, 0, {}
             with anyio.move_on_after(_POLL_SECONDS):
                 await changed.wait()
+
+    async def _open_named(self, named: list[Named], limit: int) -> dict[str, _File]:
+        """The files that only the launcher has opened; what cannot be read is left out."""
+        files = {}
+        for name, path, begin, owner in named:
+            if name not in self._wanted or begin < 0:
+                continue
+            try:
+                files[name] = await self._node.disks.do(
+                    _open_slow, path, owner, begin, limit, self._seen[name], self._from_now
+                )
+            except (Unreadable, OSError, TimeoutError) as error:
+                log.info("the %s of %s is not read: %r", STREAMS[name], show_task(self._key[0]), error)
+        return files
+
+    async def _tell_present(
+        self, socket: ClientConnection, following: Following, state: str | None, files: dict[str, _File]
+    ) -> None:
+        """Send exactly what the attempt has written up to this moment, after a frame that promises so.
+
+        Without that frame the attempt is not here (any more): the server has its end, or will soon.
+        """
+        node, key = self._node, self._key
+        while state is None and node.attempts.get(key) not in (None, ENDED):
+            following.bell.clear()  # its process is gone, the report of it is under way
+            with anyio.move_on_after(_POLL_SECONDS):
+                await following.bell.wait()
+        inline: dict[str, bytes] = {}
+        if node.attempts.get(key) == ENDED:
+            inline = self._of_ended(files)
+        elif node.attempts.get(key) is None:
+            return
+        await self._send(socket, ["present"])
+        for name, data in inline.items():
+            if data:
+                await self._send(socket, [name, data])
+        for name, file in files.items():
+            until = await self._node.disks.do(file.written) if file.slow else file.written()
+            while data := await self._next(file, until):
+                await self._send(socket, [name, data])
+
+    def _of_ended(self, files: dict[str, _File]) -> dict[str, bytes]:
+        """The output of an attempt whose end is not acknowledged: from its report, the rest as files."""
+        report, paths, limit = self._node.output_of(self._key)
+        inline = {}
+        for name, stream in STREAMS.items():
+            if name not in self._wanted or name in files:
+                continue
+            data, written = getattr(report, stream), getattr(report, f"{stream}_bytes")
+            if stream in paths:
+                try:
+                    fd = os.open(paths[stream], os.O_RDONLY | os.O_CLOEXEC)
+                except OSError:
+                    continue
+                files[name] = _File(fd, 0, limit, self._seen[name], False)
+                os.close(fd)
+            else:
+                inline[name] = data[max(self._seen[name] - (written - len(data)), 0) :]
+        return inline
+
+    async def _next(self, file: _File, until: int | None = None) -> bytes:
+        """What comes next in it; nothing where its disk hangs."""
+        if not file.slow:
+            return file.read(until)
+        try:
+            return await self._node.disks.do(file.read, until)
+        except TimeoutError:
+            return b""
 
     async def _tail(self, socket: ClientConnection, changed: asyncio.Event, files: dict[str, _File]) -> None:
         """Send what the files hold and what is written to them, until the attempt is over."""
         watch = self._watch
         for name, file in files.items():
             self._offsets.setdefault((self._key, name), []).append(file.place)
-        watches = [] if watch is None else [watch.add(file.fd, changed) for file in files.values()]
+        watches = (
+            [] if watch is None else [watch.add(file.fd, changed) for file in files.values() if not file.slow]
+        )
         pause = _POLL_SECONDS if watch is not None and watch.works else _FAST_POLL_SECONDS
         try:
             while True:
                 over = self._node.attempts.get(self._key) in (None, ENDED)
                 changed.clear()
                 for name, file in files.items():
-                    while data := file.read():
+                    while data := await self._next(file):
                         await self._send(socket, [name, data])
                 if over:
                     return
@@ -277,6 +369,14 @@ class _Session:
             event = node.stdin_bell(key)
             with anyio.move_on_after(1.0):
                 await event.wait()
+
+
+def _open_slow(path: bytes, owner: int | None, begin: int, limit: int, seen: int, from_now: bool) -> _File:
+    fd = open_named(path, owner)
+    try:
+        return _File(fd, begin, limit, seen, from_now, slow=True)
+    finally:
+        os.close(fd)
 
 
 def _frame_of(data: bytes | str) -> Any:

@@ -405,13 +405,14 @@ class Supervisor:
             self._poll.modify(self._agent, select.EPOLLIN)
 
     def _lend(self, caller: socket.socket, key: Key) -> None:
-        """Answer with (state or None, stdin bytes taken, streams, folder, output limit, begins) and files.
+        """Answer (state or None, stdin taken, streams, folder, limit, begins, named, all open) and files.
 
         `streams` says which files: "oe", "o" or "e"; `begins` where in each the attempt's output begins.
+        `named` is as in an end, of what the launcher has opened; `all open` False: it is still at it.
         """
         attempt = self._running.attempts.get(key)
         files: list[int] = []
-        answer: tuple = (None, 0, "", None, 0, [])  # type: ignore[type-arg]
+        answer: tuple = (None, 0, "", None, 0, [], [], True)  # type: ignore[type-arg]
         if attempt is not None:
             streams, begins = "", []
             if attempt.state is not WAITING:
@@ -424,7 +425,8 @@ class Supervisor:
             folder = attempt.slot.path if attempt.slot is not None else None
             limit = attempt.spec.output_limit_bytes
             taken = attempt.stdin_written + len(attempt.stdin_pending)
-            answer = (attempt.state, taken, streams, folder, limit, begins)
+            named = self._running.named_files(attempt)
+            answer = (attempt.state, taken, streams, folder, limit, begins, *named)
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files))] if files else []
         try:
             caller.sendmsg([pack(answer)], rights)

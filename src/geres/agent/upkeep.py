@@ -33,16 +33,18 @@ class Upkeep:
         self._socket_path = socket_path
         self._clock = clock
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="upkeep")
-        self._kept: dict[AttemptKey, tuple[Path, dict[str, str]]] = {}
+        self._kept: dict[AttemptKey, tuple[Path, dict[str, str], int]] = {}
         self._holes: dict[tuple[AttemptKey, str], int] = {}  # up to where the middle of an output is freed
         self._measuring: Future[None] | None = None
         #: how far live readers have come: (attempt, stream "o" or "e") to an offset
         self.readers: Callable[[AttemptKey, str], int | None] = lambda key, stream: None
 
-    def keep(self, key: AttemptKey, folder: str, retain_seconds: float, files: dict[str, str]) -> str | None:
+    def keep(
+        self, key: AttemptKey, folder: str, retain_seconds: float, files: dict[str, str], limit: int
+    ) -> str | None:
         """Note that an attempt left a folder.  Returns where it is, None where it is to vanish."""
         path = Path(folder)
-        self._kept[key] = (path, files)
+        self._kept[key] = (path, files, limit)
         self._holes.pop((key, "o"), None)
         self._holes.pop((key, "e"), None)
         has_files = any(True for _ in _task_files(path))
@@ -56,7 +58,12 @@ class Upkeep:
         """The server has the end: what was uploaded goes, and so does a folder that holds nothing else."""
         kept = self._kept.pop(key, None)
         if kept is not None:
-            self._worker.submit(_tidy, *kept)
+            self._worker.submit(_tidy, *kept[:2])
+
+    def kept_files(self, key: AttemptKey) -> tuple[dict[str, str], int]:
+        """(stream to file, output limit) of the outputs of an attempt whose end is not acknowledged."""
+        _, files, limit = self._kept.get(key, (None, {}, 0))
+        return files, limit
 
     def sweep(self) -> None:
         """Remove the folders whose time is over."""

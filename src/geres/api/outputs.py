@@ -18,7 +18,7 @@ from geres.api.request import Request, answer_struct
 from geres.api.streams import Rendezvous
 from geres.api.waiting import no_task_id
 from geres.blobs.folder import output_key
-from geres.errors import Invalid, NotFound, StaleAttempt
+from geres.errors import Invalid, NotFound, StaleAttempt, StoreUnavailable
 from geres.model.callers import Caller
 from geres.model.ids import parse_task, show_task
 from geres.store import tasks
@@ -28,8 +28,9 @@ _PIECE_BYTES = 64 << 10
 _MOST_UPLOAD_BYTES = 16 << 30
 _MOST_TAIL_BYTES = 64 << 20
 _MOST_ATTEMPT = (1 << 31) - 1
-#: A running task's output is read until nothing has come for so long: then we have what there is so far.
+#: Only for an agent of an earlier version, which does not say where what there is so far ends.
 _QUIET_SECONDS = 0.25
+_MOST_SILENT_SECONDS = 30.0
 _STREAMS = {"stdout": "o", "stderr": "e"}
 
 
@@ -68,19 +69,30 @@ async def _logs(
     context: Context, meet: Rendezvous, caller: Caller, key: int, query: LogsQuery
 ) -> AsyncIterator[bytes]:
     place = await context.db.read(tasks.place, caller, key)
-    if place.state.on_node and query.attempt in (None, place.attempt):
-        so_far = live_output(context, meet, key, place.attempt, query.stream, query.offset)
-        return _tail_of_live(so_far, query.tail)
-    kept = await context.db.read(tasks.kept_output, key, query.stream, query.attempt)
+    attempt = query.attempt
+    if place.state.on_node and attempt in (None, place.attempt):
+        attempt = place.attempt
+        live = live_output(context, meet, key, place.attempt, query.stream, query.offset)
+        first = await anext(live, None)
+        if first is not None:
+            return _tail_of_live(_with_first(first, live), query.tail)
+        # Its node does not have it (any more): perhaps its end was stored meanwhile.
+    kept = await context.db.read(tasks.kept_output, key, query.stream, attempt)
     if kept is None:
-        if query.attempt is None:
+        if attempt in (None, place.attempt):
             return _nothing()
-        raise NotFound(f"task {show_task(key)} has no attempt {query.attempt}", id=show_task(key))
+        raise NotFound(f"task {show_task(key)} has no attempt {attempt}", id=show_task(key))
     if kept.blob is not None:  # one that is gone must be said before the answer begins
         await anyio.to_thread.run_sync(context.blobs.size, kept.blob)
     if query.tail is None:
         return pieces(context, kept, offset=query.offset)
     return _tail_of_kept(context, kept, query.tail)
+
+
+async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for part in rest:
+        yield part
 
 
 async def _nothing() -> AsyncIterator[bytes]:
@@ -113,22 +125,27 @@ async def pieces(context: Context, kept: Kept, *, offset: int = 0) -> AsyncItera
 async def live_output(
     context: Context, meet: Rendezvous, key: int, attempt: int, stream: str, offset: int
 ) -> AsyncIterator[bytes]:
-    """What a running attempt has written so far, from its node."""
+    """What a running attempt has written up to now, from its node.
+
+    The first part may be empty; no part at all means that the node does not have the attempt.
+    """
     kind = _STREAMS[stream]
-    sides = {"o": offset, "e": offset}
-    query = f"from=begin&out={sides['o']}&err={sides['e']}"
+    query = f"from=begin&until=now&only={kind}&out={offset}&err={offset}"
     async with meet.open(context, key, attempt, query, with_stdin=False) as agent:
-        if agent is None:
-            return
-        while True:
-            with anyio.move_on_after(_QUIET_SECONDS):
+        promised = False
+        while agent is not None:
+            frame = None
+            with anyio.move_on_after(_MOST_SILENT_SECONDS if promised else _QUIET_SECONDS):
                 frame = await agent.read()
-                if frame is None or frame[0] == "end":
-                    return
-                if frame[0] == kind:
-                    yield frame[1]
-                continue
-            return
+            if frame is None and promised:  # better a broken transfer than one that looks whole
+                raise StoreUnavailable("the node went away while its output was read; ask again")
+            if frame is None or frame[0] == "end":
+                return
+            if frame[0] == "present":  # it sends what there is, and then the end
+                promised = True
+                yield b""
+            elif frame[0] == kind:
+                yield frame[1]
 
 
 async def _tail_of_live(parts: AsyncIterator[bytes], lines: int | None) -> AsyncIterator[bytes]:
