@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 import geres
+from geres.agent.accounts import own_account
 
 #: The installed command of the running environment, not a module of the checkout.
 GERES = Path(sys.executable).with_name("geres")
@@ -33,6 +34,8 @@ def clean_environment(home: Path, **more: str) -> dict[str, str]:
         "GERES_HOME": str(home),
         "PATH": f"{GERES.parent}{os.pathsep}{os.environ.get('PATH', '/usr/bin:/bin')}",
         "XDG_CONFIG_HOME": str(home / "no-configuration"),
+        # The users of tests are no accounts of this machine; tests of accounts take this out.
+        "GERES_AGENT__ACCOUNTS": f"*={own_account().name}",
     }
     return env | more
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from geres.agent.access import Access
+from geres.agent.accounts import Accounts, own_account
 from geres.agent.capture import Captures
 from geres.agent.cgroups import MemoryGroups
 from geres.agent.folders import Folders
@@ -28,8 +30,8 @@ def node_at(folder: Path) -> Node:
     link = Link(folder, folder / "log", lambda frame: None, lambda: None)
     place = Place("n1", "http://127.0.0.1:1", folder, folder)
     node = Node(
-        Orders(AgentConfig(), place, Localities(), link.send),
-        Uploader(place.url, ""),
+        Orders(AgentConfig(), place, Localities(), Accounts({"*": own_account().name}), link.send),
+        Uploader(Access(place.url, "")),
         Upkeep(folder, link.path),
     )
     node.link = link

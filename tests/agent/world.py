@@ -18,6 +18,7 @@ import msgspec
 import psutil
 import uvicorn
 
+from geres.agent.accounts import own_account
 from geres.agent.link import ask, socket_path
 from geres.model.tasks import TaskSpec
 from geres.model.wire import (
@@ -256,7 +257,9 @@ class Agent:
         home.mkdir(exist_ok=True)
         (home / "agent.token").write_text(TOKEN)
         self._words = [sys.executable, "-m", "geres.agent", "--home", str(home), "--url", url, *flags]
-        self._environment = {**os.environ, "GERES_AGENT__NAME": "n1", **environment}
+        # Submitters are no accounts of this machine here, but for the tests of accounts.
+        trusting = {"GERES_AGENT__ACCOUNTS": f"*={own_account().name}"}
+        self._environment = {**os.environ, "GERES_AGENT__NAME": "n1", **trusting, **environment}
         self.process: subprocess.Popen[bytes] | None = None
         self.start()
 

@@ -8,12 +8,15 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
+from geres import config, trust
+from geres.agent.access import Access
 from geres.agent.machine import heartbeat, hello
 from geres.agent.node import Node
 from geres.config import AgentConfig
@@ -21,6 +24,7 @@ from geres.model.wire import Frame, Welcome, decode, encode
 
 log = logging.getLogger("geres.agent.channel")
 
+_REMEDY = "join again with a new join token of `geres node join-token`"
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _OPEN_SECONDS = 15.0
@@ -38,12 +42,12 @@ def websocket_url(url: str, path: str) -> str:
     return f"{'wss' if scheme in ('https', 'wss') else 'ws'}://{rest}{path}"
 
 
-def open_websocket(url: str, path: str, token: str, ping_seconds: float | None) -> connect:
+def open_websocket(access: Access, path: str, ping_seconds: float | None) -> connect:
     """A WebSocket to a server, to be entered.  No proxy stands between us and a server of this machine."""
-    loopback = "://127." in url or "://localhost" in url or "://[::1]" in url
+    loopback = config.is_loopback(urlsplit(access.url).hostname or "")
     return connect(
-        websocket_url(url, path),
-        additional_headers={"Authorization": f"Bearer {token}"},
+        websocket_url(access.url, path),
+        additional_headers=access.headers,
         compression=None,
         max_size=None,
         open_timeout=_OPEN_SECONDS,
@@ -51,6 +55,7 @@ def open_websocket(url: str, path: str, token: str, ping_seconds: float | None) 
         ping_timeout=ping_seconds,
         proxy=None if loopback else True,
         user_agent_header=None,
+        **trust.websocket_tls(access.url, access.fingerprint),
     )
 
 
@@ -60,15 +65,13 @@ class Channel:
         node: Node,
         config: AgentConfig,
         folder: Path,
-        url: str,
-        token: str,
+        access: Access,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._node = node
         self._config = config
         self._folder = folder
-        self._url = url
-        self._token = token
+        self._access = access
         self._jitter = jitter
         self._bell = asyncio.Event()
         self.leaving = False
@@ -85,13 +88,15 @@ class Channel:
                 await self._serve()
                 why = "the server closed it"
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, Refused) as error:
-                why = str(error) or type(error).__name__
+                refused = trust.refusal(error, self._access.url, remedy=_REMEDY)
+                why = str(refused or error) or type(error).__name__
             except InvalidURI as error:
-                raise SystemExit(f"geres agent: {self._url!r} is no address of a server: {error}") from None
+                url = self._access.url
+                raise SystemExit(f"geres agent: {url!r} is no address of a server: {error}") from None
             self.is_connected = False
             if time.monotonic() - began > _LONGEST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
-            log.warning("no connection to %s (%s), next try in %.1f s", self._url, why, pause)
+            log.warning("no connection to %s (%s), next try in %.1f s", self._access.url, why, pause)
             await anyio.sleep(pause * self._jitter(0.5, 1.5))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
@@ -103,7 +108,7 @@ class Channel:
     async def _serve(self) -> None:
         node = self._node
         await node.listed.wait()
-        async with open_websocket(self._url, "/v1/agents", self._token, 20.0) as socket:
+        async with open_websocket(self._access, "/v1/agents", 20.0) as socket:
             attempts, running = node.keys()
             greeting = hello(self._config, self._folder, attempts, running, node.gpu_ids())
             await socket.send(encode(Frame(hello=greeting)))
@@ -111,7 +116,7 @@ class Channel:
                 first = _read(await socket.recv())
             if first.welcome is None:
                 raise Refused(first.error or "its first frame is no welcome")
-            log.info("connected to %s, epoch %d", self._url, first.welcome.epoch)
+            log.info("connected to %s, epoch %d", self._access.url, first.welcome.epoch)
             node.connected()
             self._answered_at = time.monotonic()
             self.is_connected = True

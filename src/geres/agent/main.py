@@ -20,6 +20,8 @@ import msgspec
 
 from geres import config as settings
 from geres import log_setup
+from geres.agent.access import Access
+from geres.agent.accounts import Accounts, let_pass, own_account
 from geres.agent.channel import Channel
 from geres.agent.link import Link, ask, socket_path
 from geres.agent.local import Localities
@@ -46,10 +48,10 @@ class Options:
     """What an agent is started with."""
 
     home: Path
-    url: str
-    token: str
+    access: Access
     config: AgentConfig
     log: LogConfig
+    accounts: dict[str, str]  #: see config.AgentConfig
     stop_tasks: bool = False  #: end the tasks on the way out, and the supervisor with them
 
     @property
@@ -58,24 +60,39 @@ class Options:
 
 
 class Stop:
-    """Signals: the first drains, the second stops now."""
+    """Signals: the first drains, the second stops now.  One of another kind has the agent begin anew."""
 
     def __init__(self) -> None:
         self.count = 0
+        self.anew = False
         self.first = asyncio.Event()
         self.second = asyncio.Event()
+
+    def begin_anew(self) -> None:
+        if not self.count:
+            self.anew = True
+            self.first.set()
 
     def signalled(self) -> None:
         self.count += 1
         (self.first if self.count == 1 else self.second).set()
 
 
-async def run(options: Options) -> None:
-    """Be a node until told to stop.  Raises TimeoutError where no supervisor can be started."""
+async def run(options: Options) -> bool:
+    """Be a node until told to stop; True where we are to begin anew.
+
+    Raises TimeoutError where no supervisor can be started.
+    """
     folder, config = options.folder, options.config
     is_up_home = (options.home / "token").exists()  # an agent alone has no admin's token
-    place = Place(node_name(config), options.url, options.home, folder, is_up_home, account_environment())
+    access = options.access
+    place = Place(
+        *(node_name(config), access.url, options.home, folder, is_up_home, account_environment()),
+        access.fingerprint,
+    )
     _make_folders(folder, place)
+    accounts = Accounts(options.accounts)
+    _open_the_way(options.home, folder, accounts)
     localities = Localities()
     upkeep = Upkeep(folder, socket_path(folder))
     lost = asyncio.Event()
@@ -85,18 +102,19 @@ async def run(options: Options) -> None:
         node.hear(frame)
 
     link = Link(folder, options.home / "logs" / "supervisor.log", hear, lost.set)
-    orders = Orders(config, place, localities, link.send)
-    node = Node(orders, Uploader(options.url, options.token), upkeep)
+    orders = Orders(config, place, localities, accounts, link.send)
+    node = Node(orders, Uploader(access), upkeep)
     node.link = link
-    streams = Streams(node, link.path, options.url, options.token)
+    streams = Streams(node, link.path, access)
     node.open_stream = streams.open
     upkeep.readers = streams.reader_of
-    channel = Channel(node, config, folder, options.url, options.token)
+    channel = Channel(node, config, folder, access)
     localities.settle([path for path in place.account["PATH"].split(":") if path[:1] == "/"], 0.3)
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.signalled)
+    loop.add_signal_handler(signal.SIGUSR1, stop.begin_anew)
     try:
         async with anyio.create_task_group() as group:
             await link.open()
@@ -113,6 +131,17 @@ async def run(options: Options) -> None:
         link.close()
         upkeep.close()
         localities.close()
+        accounts.close()
+    return stop.anew
+
+
+def _open_the_way(home: Path, folder: Path, accounts: Accounts) -> None:
+    """Where tasks run as other accounts, let these come to the folders of their tasks."""
+    if accounts.may_switch:
+        ours = [path for pattern in settings.OURS for path in home.glob(pattern)]
+        accounts.barred = let_pass(home, folder, ours)
+        if accounts.barred:
+            log.warning("no task can run as another account than %s: %s", accounts.own.name, accounts.barred)
 
 
 def _make_folders(folder: Path, place: Place) -> None:
@@ -145,6 +174,9 @@ async def _sweep(upkeep: Upkeep) -> None:
 async def _stop_in_order(stop: Stop, options: Options, node: Node, channel: Channel) -> None:
     """After the first signal: take nothing more, let tasks end; renewing the lease stops last."""
     await stop.first.wait()
+    if stop.anew:
+        log.info("beginning anew; %d tasks stay with the supervisor", node.running_count)
+        return
     node.drain()
     channel.leave()
     log.info("stopping; %d tasks run here", node.running_count)
@@ -187,13 +219,18 @@ def main(argv: list[str] | None = None) -> int:
         print(f"geres: {error.code}: {error}", file=sys.stderr)
         return error.exit_status
     log_setup.set_up(options.log)
+    os.umask(0o077)  # what we write is for us alone; the supervisor gives tasks the usual one
     try:
-        anyio.run(run, options, backend_options={"use_uvloop": _has_uvloop()})
+        anew = anyio.run(run, options, backend_options={"use_uvloop": _has_uvloop()})
     except TimeoutError as error:
         log.error("%s", error)
         return 1
     finally:
         os.close(lock)
+    if anew:  # the same process, so that whoever keeps it need not know; the code is what is installed now
+        for number in (signal.SIGUSR1, signal.SIGHUP):  # another one must not end us before we listen to it
+            signal.signal(number, signal.SIG_IGN)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return 0
 
 
@@ -227,15 +264,30 @@ def _options(argv: list[str]) -> Options:
         token = path.read_text().strip()
     except OSError as error:
         raise Invalid(f"{path}: the agent's token cannot be read: {error.strerror}", field="home") from None
-    return Options(home, url, token, config.agent, config.log, words.stop_tasks)
+    accounts = {**config.agent.accounts, **_pairs(words.account, "account", str)}
+    if words.trust_submitters:
+        accounts = {"*": own_account().name}
+    access = Access(url, token, _fingerprint(home, url))
+    return Options(home, access, config.agent, config.log, accounts, words.stop_tasks)
 
 
 def _address(home: Path) -> str:
     """The address of the server that works in this home; empty where none does."""
+    return str(_address_file(home).get("url", ""))
+
+
+def _fingerprint(home: Path, url: str) -> str:
+    """What the server of this home says of its certificate; empty for a server elsewhere."""
+    found = _address_file(home)
+    return str(found.get("fingerprint", "")) if found.get("url") == url.rstrip("/") else ""
+
+
+def _address_file(home: Path) -> dict[str, Any]:
     try:
-        return str(msgspec.json.decode((home / "address.json").read_bytes())["url"])
-    except (OSError, msgspec.DecodeError, KeyError, TypeError):
-        return ""
+        found = msgspec.json.decode((home / "address.json").read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -257,6 +309,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--label", metavar="KEY=VALUE", action="append", default=[], help="a label of the node"
+    )
+    parser.add_argument(
+        "--account",
+        metavar="USER=ACCOUNT",
+        action="append",
+        default=[],
+        help="whose tasks run as which account here; `*` for all others  [the one of the same name]",
+    )
+    parser.add_argument(
+        "--trust-submitters", action="store_true", help="run everybody's tasks as the agent's own account"
     )
     parser.add_argument(
         "--stop-tasks",

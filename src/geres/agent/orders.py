@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import shlex
 from collections import OrderedDict
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from geres.agent.accounts import Account, Accounts, own_account
 from geres.agent.local import Localities
 from geres.config import AgentConfig
 from geres.model.ids import job_of
@@ -33,24 +33,39 @@ class Place:
     folder: Path  #: of the agent
     is_up_home: bool = True  #: the home is that of a `geres up`
     account: dict[str, str] = field(default_factory=dict)
+    fingerprint: str = ""  #: of the server's certificate, where it is pinned
 
     @property
     def shared(self) -> Path:
         return self.folder / "shared"
 
+    def shared_for(self, account: Account | None) -> Path:
+        """The folder that the tasks of an account share; made where it is not there yet."""
+        if account is None:
+            return self.shared
+        path = self.shared / str(account.uid)
+        try:
+            path.mkdir(mode=0o700)
+            os.chown(path, account.uid, account.gid)
+        except FileExistsError:
+            pass
+        return path
+
 
 def account_environment() -> dict[str, str]:
     """HOME, USER, LOGNAME, SHELL, PATH, LANG and TZ of the account that we run as."""
-    entry = pwd.getpwuid(os.getuid())
-    found = {
-        "HOME": entry.pw_dir,
-        "USER": entry.pw_name,
-        "LOGNAME": entry.pw_name,
-        "SHELL": entry.pw_shell or "/bin/sh",
-        "PATH": os.environ.get("PATH", _FALLBACK_PATH),
-    }
+    found = {**_of_account(own_account()), "PATH": os.environ.get("PATH", _FALLBACK_PATH)}
     found |= {name: os.environ[name] for name in ("LANG", "TZ") if name in os.environ}
     return found
+
+
+def _of_account(account: Account) -> dict[str, str]:
+    return {
+        "HOME": account.home,
+        "USER": account.name,
+        "LOGNAME": account.name,
+        "SHELL": account.shell,
+    }
 
 
 def _bytes(text: str) -> bytes:
@@ -69,11 +84,13 @@ class Orders:
         config: AgentConfig,
         place: Place,
         localities: Localities,
+        accounts: Accounts,
         send: Callable[[tuple[Any, ...]], None],
     ) -> None:
         self._config = config
         self._place = place
         self._local = localities
+        self._accounts = accounts
         self._send = send
         self._specs: dict[int, Spec] = {}
         self._keys: OrderedDict[tuple[Any, ...], int] = OrderedDict()
@@ -100,10 +117,12 @@ class Orders:
     def start(self, assign: Assign) -> tuple[Any, ...]:
         """The supervisor's order for one attempt, its specification defined before.
 
-        Raises KeyError for a specification that the server did not send.
+        Raises KeyError for a specification that the server did not send, Refused for an account that it may
+        not have here, Slow where that is not known yet.
         """
         known = self._specs[assign.spec_id]
         spec = known.spec
+        account = self._accounts.of(assign.submitted_by, spec.user, spec.group)
         argv = assign.argv
         extra: dict[str, Any] = {}
         env: dict[bytes, bytes] = {}
@@ -124,7 +143,7 @@ class Orders:
         if env:
             extra["env"] = env
         words = None if argv is None else [_bytes(word) for word in (*self._wrap, *argv)]
-        key = self._key(assign, known)
+        key = self._key(assign, known, account)
         return (assign.task, assign.attempt, key, assign.lane, assign.ahead, words, extra or None)
 
     def drop(self) -> None:
@@ -133,17 +152,17 @@ class Orders:
             self._send(("drop", self._dropped))
             self._dropped = []
 
-    def _key(self, assign: Assign, known: Spec) -> int:
+    def _key(self, assign: Assign, known: Spec, account: Account | None) -> int:
         spec = known.spec
-        direct = self._is_direct(spec, assign)
-        name = (assign.spec_id, job_of(assign.task), assign.job_name, assign.submitted_by, direct)
+        direct = account is None and self._is_direct(spec, assign)
+        name = (assign.spec_id, job_of(assign.task), assign.job_name, assign.submitted_by, direct, account)
         key = self._keys.get(name)
         if key is not None:
             self._keys.move_to_end(name)
             return key
         key = self._keys[name] = self._next_key
         self._next_key += 1
-        self._send(("spec", key, self._fields(assign, known, direct)))
+        self._send(("spec", key, self._fields(assign, known, direct, account)))
         if len(self._keys) > _MOST_KEYS:
             _, oldest = self._keys.popitem(last=False)
             self._dropped.append(oldest)
@@ -162,12 +181,13 @@ class Orders:
         verdicts = [self._local.is_local(path, patience) for path in paths]  # all, so that all get known
         return all(verdicts)
 
-    def _fields(self, assign: Assign, known: Spec, direct: bool) -> dict[str, Any]:
+    def _fields(self, assign: Assign, known: Spec, direct: bool, account: Account | None) -> dict[str, Any]:
         spec, config = known.spec, self._config
         output_limit = min(spec.output_limit_bytes, config.output_limit_bytes)
         fields = {
             "argv": [_bytes(word) for word in (*self._wrap, *_argv(spec))],
-            "env": self._environment(assign, known),
+            "env": self._environment(assign, known, account),
+            "account": None if account is None else (account.uid, account.gid, account.groups),
             "cwd": None if spec.cwd is None else _bytes(spec.cwd),
             "direct": direct,
             "umask": spec.umask,
@@ -186,21 +206,24 @@ class Orders:
         }
         return {name: value for name, value in fields.items() if value is not None}
 
-    def _environment(self, assign: Assign, known: Spec) -> dict[bytes, bytes]:
+    def _environment(self, assign: Assign, known: Spec, account: Account | None) -> dict[bytes, bytes]:
         spec, place = known.spec, self._place
         env = dict(place.account)
+        if account is not None:
+            env |= _of_account(account)
         env |= {
             "GERES_JOB_ID": str(job_of(assign.task)),
             "GERES_JOB_NAME": assign.job_name,
             "GERES_NODE_ID": place.node,
-            "GERES_NODE_SHARED_DIR": str(place.shared),
+            "GERES_NODE_SHARED_DIR": str(place.shared_for(account)),
             "GERES_CPUS": f"{spec.cpus:g}",
             "GERES_MEMORY_BYTES": str(spec.memory_bytes),
             "GERES_URL": place.url,
+            **({"GERES_FINGERPRINT": place.fingerprint} if place.fingerprint else {}),
             "GERES_SUBMITTED_BY": assign.submitted_by,
             "GERES_RETRY_COUNT": "0",
         }
-        if place.is_up_home:
+        if place.is_up_home and account is None:  # others may not look into it
             env["GERES_HOME"] = str(place.home)
         for metas in (known.job_meta, spec.meta):
             env |= {_meta_name(key): value for key, value in metas.items()}

@@ -6,7 +6,6 @@ import http.client
 import json
 import logging
 import random
-import ssl
 from collections.abc import Callable
 from functools import partial
 from urllib.parse import urlsplit
@@ -14,6 +13,8 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
+from geres import trust
+from geres.agent.access import Access
 from geres.agent.ends import Kept, Unreadable
 from geres.model.ids import show_task
 from geres.model.tasks import INLINE_OUTPUT_BYTES
@@ -30,11 +31,8 @@ class Refused(Exception):
 
 
 class Uploader:
-    def __init__(
-        self, url: str, token: str, jitter: Callable[[float, float], float] = random.uniform
-    ) -> None:
-        self._url = urlsplit(url)
-        self._headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/octet-stream"}
+    def __init__(self, access: Access, jitter: Callable[[float, float], float] = random.uniform) -> None:
+        self._access = access
         self._jitter = jitter
         self._limiter = anyio.CapacityLimiter(4)
 
@@ -58,7 +56,8 @@ class Uploader:
             setattr(report, f"{stream}_blob", blob)
 
     async def _until_done(self, report: Ended, stream: str, kept: Kept) -> str:
-        path = f"{self._url.path.rstrip('/')}/v1/agents/outputs/{report.task}/{report.attempt}/{stream}"
+        base = urlsplit(self._access.url).path.rstrip("/")
+        path = f"{base}/v1/agents/outputs/{report.task}/{report.attempt}/{stream}"
         pause = 0.1
         while True:
             try:
@@ -70,15 +69,20 @@ class Uploader:
 
     def _put(self, path: str, kept: Kept) -> str:
         """Blocking.  Raises Refused, Unreadable, or another error where another try may help."""
-        host, port = self._url.hostname or "", self._url.port
+        access, url = self._access, urlsplit(self._access.url)
+        host, port = url.hostname or "", url.port
         connection: http.client.HTTPConnection
-        if self._url.scheme == "https":
-            context = ssl.create_default_context()
+        if url.scheme == "https":
+            context = trust.context(access.fingerprint)
             connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_SECONDS, context=context)
         else:
             connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS)
         try:
-            headers = {**self._headers, "Content-Length": str(kept.length)}
+            headers = {
+                **access.headers,
+                "Content-Type": "application/octet-stream",
+                "Content-Length": str(kept.length),
+            }
             connection.request("PUT", path, body=kept.pieces(), headers=headers)
             answer = connection.getresponse()
             body = answer.read(1 << 20)

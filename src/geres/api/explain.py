@@ -21,6 +21,7 @@ _REASONS: dict[str, str] = {
     Reason.NOT_FOUND: "names a program that is not on the node",
     Reason.NOT_EXECUTABLE: "names a file that cannot be executed",
     Reason.NO_CWD: "could not enter its working directory",
+    Reason.NO_ACCOUNT: "may not run on the node as the account that it should run as",
     Reason.STAGING: "could not bring or keep its files",
     Reason.HANDLER_LOAD: "is of a type that is unknown on the node, or does not load",
     Reason.NODE_LOST: "lost its node",

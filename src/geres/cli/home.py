@@ -17,11 +17,6 @@ from geres.errors import Conflict, Invalid
 from geres.mounts import network_file_system
 from geres.sdk.discover import UpFile, is_alive, read_address
 
-#: Everything that geres puts into its home; `geres down --purge` removes these and nothing else.
-OURS = (
-    *("geres.db*", "blobs", "token", "agent.token", "agent", "logs", "address.json*", "up.json*"),
-    *("server.lock", "up.lock"),
-)
 _SQLITE_HEADER = b"SQLite format 3\0"
 
 
@@ -74,6 +69,7 @@ def check_database(path: Path) -> None:
 def lock(home: Path) -> IO[str]:
     """Take the home for one `geres up`, until the file is closed.  Raises Conflict where another has it."""
     file = open(home / "up.lock", "a+")  # noqa: SIM115 - open as long as the cluster is up
+    os.fchmod(file.fileno(), 0o600)  # who may read it may also hold it
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -122,7 +118,7 @@ def orphans(home: Path) -> list[tuple[str, int]]:
 
 def ours(home: Path) -> Iterator[Path]:
     """What in the folder is ours, as far as it is there."""
-    for pattern in OURS:
+    for pattern in config.OURS:
         yield from sorted(home.glob(pattern))
 
 

@@ -116,6 +116,7 @@ class Reason(StrEnum):
     NOT_FOUND = "not_found"  #: no such program
     NOT_EXECUTABLE = "not_executable"
     NO_CWD = "no_cwd"  #: the working directory cannot be entered
+    NO_ACCOUNT = "no_account"  #: the account to run it as is missing on the node, or not allowed there
     STAGING = "staging"  #: its files could not be brought or kept
     HANDLER_LOAD = "handler_load"  #: its task type is unknown or does not load
     NODE_LOST = "node_lost"
