@@ -26,6 +26,7 @@ RULES: dict[tuple[str, str], Roles] = {
     ("GET", "/openapi.json"): NOBODY,
     ("GET", "/v1/whoami"): READERS | _TASKS,
     ("GET", "/v1/summary"): READERS,
+    ("GET", "/v1/servers"): READERS,
     ("GET", "/v1/nodes"): READERS,
     ("GET", "/v1/nodes/{name}"): READERS,
     ("GET", "/v1/doctor"): ADMINS,  # it looks at all tenants

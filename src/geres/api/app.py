@@ -13,7 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from msgspec import Struct
 
-from geres.api import acting, jobs, outputs, system, tasks, tenants
+from geres.api import acting, fleet, jobs, outputs, system, tasks, tenants
 from geres.api.agents import serve_agent
 from geres.api.asgi import App, Receive, Scope, Send
 from geres.api.attach import route as attach_route
@@ -63,6 +63,7 @@ _BY_KEY: dict[tuple[str, str, str], Hot] = {
 }
 ROUTES: list[Any] = [
     *system.ROUTES,
+    fleet.list_servers,
     *jobs.ROUTES,
     *tenants.ROUTES,
     tasks.list_tasks,

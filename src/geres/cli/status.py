@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import msgspec
 
 from geres import __version__
 from geres.cli.main import App
 from geres.cli.output import Style, escape, pretty_json, print_one, say, show_since, style_options, write_line
-from geres.errors import GeresError
+from geres.errors import GeresError, NotFound
+from geres.model.servers import Server
 
 
 @click.command()
@@ -35,11 +37,20 @@ def status(app: App, style: Style) -> int:
         "started_at": local.started_at if local else None,
         "subject": me.subject,
         "role": me.role,
+        "servers": [msgspec.to_builtins(one) for one in _servers(client)],
         "nodes": {"total": len(nodes), "connected": sum(node.connected for node in nodes)},
         "tasks": summary.tasks,
     }
     print_one(style, facts, _status_lines, key="url")
     return 0
+
+
+def _servers(client: Any) -> list[Server]:
+    try:
+        found: list[Server] = client.servers()
+    except NotFound:  # a server of an older geres
+        return []
+    return found
 
 
 @click.command()
@@ -103,7 +114,14 @@ def _status_lines(facts: dict[str, Any]) -> Iterator[str]:
     if facts["fingerprint"]:
         yield f"shows:  {facts['fingerprint']}"
     yield f"you:    {escape(facts['subject'])}, {facts['role']}"
+    if len(facts["servers"]) > 1:
+        yield f"servers: {', '.join(_server(one) for one in facts['servers'])}"
     nodes = facts["nodes"]
     yield f"nodes:  {nodes['connected']} of {nodes['total']} connected"
     parts = [f"{count:,} {name}" for name, count in facts["tasks"].items() if count]
     yield f"tasks:  {', '.join(parts) or 'none'}"
+
+
+def _server(one: dict[str, Any]) -> str:
+    nodes = f"{one['nodes']} node{'s' if one['nodes'] != 1 else ''}"
+    return f"{one['url']} ({nodes}{', answers here' if one['answers'] else ''})"

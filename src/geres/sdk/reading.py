@@ -11,6 +11,7 @@ import msgspec
 from geres.errors import Invalid, NotFound
 from geres.model import jobs as job_model
 from geres.model import nodes as node_model
+from geres.model import servers as server_model
 from geres.model import tasks as task_model
 from geres.sdk.http import Transport, no_text
 from geres.sdk.waiting import Deadline
@@ -28,12 +29,19 @@ class Reader:
         """What an id or name as typed means: a job, or tasks of one job.  Raises NotFound."""
         return self.transport.get("/v1/find", job_model.Found, id=check_text(what))
 
-    def task_pages(self, *, limit: int = 1000, **query: Any) -> Iterator[task_model.TaskPage]:
-        """Pages of at most `limit` tasks; `count=True` fills `matched`."""
-        return self._pages("/v1/tasks", task_model.TaskPage, limit=limit, **query)
+    def task_pages(
+        self, *, limit: int = 1000, kind: type[Any] = task_model.TaskPage, **query: Any
+    ) -> Iterator[Any]:
+        """Pages of at most `limit` tasks; `count=True` fills `matched`.
 
-    def job_pages(self, *, limit: int = 1000, **query: Any) -> Iterator[job_model.JobPage]:
-        return self._pages("/v1/jobs", job_model.JobPage, limit=limit, **query)
+        With `fields="id,state"` a task has only these, and `kind` is PartPage or another that takes them.
+        """
+        return self._pages("/v1/tasks", kind, limit=limit, **query)
+
+    def job_pages(
+        self, *, limit: int = 1000, kind: type[Any] = job_model.JobPage, **query: Any
+    ) -> Iterator[Any]:
+        return self._pages("/v1/jobs", kind, limit=limit, **query)
 
     def nodes(self) -> list[node_model.Node]:
         """All nodes."""
@@ -41,6 +49,10 @@ class Reader:
 
     def node(self, name: str) -> node_model.NodeDetail:
         return self.transport.get(f"/v1/nodes/{path_part(name)}", node_model.NodeDetail)
+
+    def servers(self) -> list[server_model.Server]:
+        """The servers that are there."""
+        return self.transport.get("/v1/servers", list[server_model.Server])
 
     def summary(self) -> node_model.Summary:
         """Counts of tasks, jobs and nodes by state."""

@@ -10,7 +10,7 @@ from geres.store.database import Database
 
 
 class Asking:
-    """A loop beside the dispatcher.  What was asked stands in the store; it is repeated until it is answered."""
+    """A loop beside the dispatcher.  What was asked stands in the store, and is repeated until answered."""
 
     def __init__(self, db: Database, dispatcher: Dispatcher) -> None:
         self._db, self._dispatcher = db, dispatcher

@@ -1,4 +1,4 @@
-"""What a server does as such: register, hold its own lease, notice others that are gone, find their addresses."""
+"""What a server does as such: register, hold its lease, notice others that are gone, find their addresses."""
 
 from __future__ import annotations
 
