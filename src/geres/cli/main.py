@@ -130,9 +130,10 @@ Exit status: 0 all is well, 2 bad input, 3 not allowed, 4 not found,
 )
 @click.option("--url", metavar="URL", help="The cluster's address, instead of GERES_URL or this machine's.")
 @click.option("--home", metavar="DIR", help="The folder of a `geres up`, instead of GERES_HOME.")
+@click.option("--tenant", metavar="NAME", help="Work in this tenant (admins).  [GERES_TENANT, else your own]")
 @click.version_option(__version__, "-V", "--version", message="geres %(version)s")
 @click.pass_context
-def cli(context: click.Context, url: str | None, home: str | None) -> None:
+def cli(context: click.Context, url: str | None, home: str | None, tenant: str | None) -> None:
     """Run very many jobs on many machines, without a head node.
 
     Begin with `geres up --detach`, then `geres run hostname`.
@@ -141,6 +142,8 @@ def cli(context: click.Context, url: str | None, home: str | None) -> None:
         os.environ["GERES_HOME"] = os.path.abspath(os.path.expanduser(home))
         if url is None:
             os.environ.pop("GERES_URL", None)
+    if tenant is not None:
+        os.environ["GERES_TENANT"] = tenant
     context.obj.url = url
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

@@ -46,6 +46,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "demo": Entry("demo_command:demo", _CLUSTER, "Watch real work run, be measured and be checked."),
         "login": Entry("login:login", _CLUSTER, "Use a cluster elsewhere from now on."),
         "logout": Entry("login:logout", _CLUSTER, "Forget it."),
+        "whoami": Entry("tenants:whoami", _CLUSTER, "Tell who the cluster takes you for."),
+        "token": Entry("tenants:token", _CLUSTER, "Make, list, replace and revoke tokens."),
+        "user": Entry("tenants:user", _CLUSTER, "Make and change users."),
+        "tenant": Entry("tenants:tenant", _CLUSTER, "Make and change tenants."),
+        "audit": Entry("tenants:audit", _CLUSTER, "List who changed what."),
         "doctor": Entry("status:doctor", _CLUSTER, "Look for what is wrong."),
         "config": Entry("settings:config", _CLUSTER, "Show the settings and where they come from."),
         "server": Entry("parts:server", _PARTS, "Run one server."),
@@ -71,6 +76,26 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "node": {
         "show": Entry("nodes:node_show", _LOOK, "All about one node."),
         "list": Entry("nodes:nodes", _LOOK, "List nodes."),
+    },
+    "tenant": {
+        "create": Entry("tenants:tenant_create", _CLUSTER, "Make a tenant."),
+        "list": Entry("tenants:tenant_list", _CLUSTER, "List tenants."),
+        "show": Entry("tenants:tenant_show", _CLUSTER, "Show one tenant."),
+        "disable": Entry("tenants:tenant_disable", _CLUSTER, "Refuse all its tokens."),
+        "enable": Entry("tenants:tenant_enable", _CLUSTER, "Take them again."),
+    },
+    "user": {
+        "create": Entry("tenants:user_create", _CLUSTER, "Make a user."),
+        "list": Entry("tenants:user_list", _CLUSTER, "List users."),
+        "set-role": Entry("tenants:user_set_role", _CLUSTER, "Give a user another role."),
+        "disable": Entry("tenants:user_disable", _CLUSTER, "Refuse all the user's tokens."),
+        "enable": Entry("tenants:user_enable", _CLUSTER, "Take them again."),
+    },
+    "token": {
+        "create": Entry("tenants:token_create", _CLUSTER, "Make a token and print it."),
+        "list": Entry("tenants:token_list", _CLUSTER, "List tokens."),
+        "rotate": Entry("tenants:token_rotate", _CLUSTER, "Make one in place of another."),
+        "revoke": Entry("tenants:token_revoke", _CLUSTER, "Refuse tokens from now on."),
     },
     "config": {
         "show": Entry("settings:config_show", _LOOK, "The settings, with --origin where each comes from."),

@@ -128,7 +128,7 @@ class Attachment:
         try:
             opening = connect(
                 url,
-                additional_headers={"Authorization": f"Bearer {address.token}"},
+                additional_headers=self._transport.credentials(),
                 compression=None,
                 max_size=None,
                 open_timeout=10,

@@ -21,6 +21,7 @@ from geres.sdk.discover import locate
 from geres.sdk.group import Tasks
 from geres.sdk.http import PATIENCE_SECONDS, Transport
 from geres.sdk.job import Job
+from geres.sdk.managing import Manager
 from geres.sdk.reading import Reader, check_text, path_part
 from geres.sdk.task import Task, changes_to_wire
 from geres.sdk.waiting import Deadline, Progress, TaskSet, wait_job, wait_sets
@@ -32,7 +33,7 @@ _FEW = 4
 _LONGEST_POLL_SECONDS = 30.0
 
 
-class Client(Reader):
+class Client(Reader, Manager):
     """A cluster.  Safe to share between threads and to use after a fork.
 
     Options are in people's units (`cpus=4, memory="8G", time_limit="1h", priority="high"`); the names are

@@ -20,6 +20,7 @@ from geres import trust
 from geres.errors import (
     GeresError,
     Invalid,
+    RateLimited,
     StoreFull,
     StoreUnavailable,
     Unauthenticated,
@@ -79,6 +80,9 @@ class Transport:
         self.address = address
         self._patience = patience_seconds
         self._locate = locate
+        self._tenant = os.environ.get("GERES_TENANT", "")
+        if not (self._tenant.isascii() and self._tenant.isprintable()):
+            raise Invalid(f"GERES_TENANT: {self._tenant!r} is no name of a tenant", field="tenant")
         self._answered = False
         self._mine = threading.local()
         self._wires: weakref.WeakSet[_Wire] = weakref.WeakSet()
@@ -121,7 +125,7 @@ class Transport:
     ) -> bytes:
         """The body of the answer.  Raises the error that the server names, or Unreachable.
 
-        A lost connection and a 503 are tried again, with growing pauses, as long as patience lasts.
+        A lost connection, a 503 and a 429 (too often) are tried again, with pauses, while patience lasts.
         """
         target = path + _query(query)
         fields = dict(headers or {})
@@ -148,6 +152,11 @@ class Transport:
             if not answer.isclosed():
                 self._drop()
 
+    def credentials(self) -> dict[str, str]:
+        """The headers that say who asks; GERES_TENANT names the tenant in which an admin works."""
+        found = {"Authorization": f"Bearer {self.address.token}"}
+        return {**found, "Geres-Tenant": self._tenant} if self._tenant else found
+
     def close(self) -> None:
         """Close all connections; the next request opens a new one."""
         for wire in list(self._wires):
@@ -168,6 +177,10 @@ class Transport:
             except StoreUnavailable as error:
                 self._answered = True
                 failure = error
+            except RateLimited as error:
+                self._answered = True
+                failure = error
+                pause = max(pause, float(error.facts.get("retry_after_seconds", 1.0)))
             except Unauthenticated as error:
                 # A restarted cluster on the same port has another token beside its address.
                 if not self.find_again():
@@ -223,7 +236,7 @@ class Transport:
     def _send(
         self, method: str, target: str, body: bytes | None, headers: dict[str, str], timeout: float
     ) -> http.client.HTTPResponse:
-        fields = {"Authorization": f"Bearer {self.address.token}", **headers}
+        fields = {**self.credentials(), **headers}
         connection, fresh = self._connection(timeout)
         try:
             try:

@@ -1,0 +1,83 @@
+"""Tenants, users, tokens and the audit log, for those who may manage them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from geres.model import tenants as model
+from geres.sdk.http import Transport
+from geres.sdk.reading import path_part
+
+
+class Manager:
+    """What an operator or an admin asks of a client."""
+
+    transport: Transport
+
+    def tenants(self) -> list[model.Tenant]:
+        """All tenants for an admin, else the caller's own."""
+        return self.transport.get("/v1/tenants", list[model.Tenant])
+
+    def tenant(self, name: str) -> model.Tenant:
+        return self.transport.get(f"/v1/tenants/{path_part(name)}", model.Tenant)
+
+    def create_tenant(self, name: str) -> model.Tenant:
+        return self.transport.post("/v1/tenants", model.Tenant, model.CreateTenant(name=name))
+
+    def disable_tenant(self, name: str, disabled: bool = True) -> model.Tenant:
+        """Refuse all its tokens, or take them again.  What runs goes on."""
+        verb = "disable" if disabled else "enable"
+        return self.transport.post(f"/v1/tenants/{path_part(name)}/{verb}", model.Tenant, {})
+
+    def users(self) -> list[model.User]:
+        return self.transport.get("/v1/users", list[model.User])
+
+    def create_user(self, name: str, role: Any = "user") -> model.User:
+        return self.transport.post("/v1/users", model.User, model.CreateUser(name=name, role=role))
+
+    def edit_user(self, name: str, *, role: Any = None, disabled: bool | None = None) -> model.User:
+        """Give a user another role, disable or enable one."""
+        body = msgspec.json.encode(model.EditUser(role=role, disabled=disabled))
+        headers = {"Content-Type": "application/json"}
+        answer = self.transport.call("PATCH", f"/v1/users/{path_part(name)}", body, headers=headers)
+        return msgspec.json.decode(answer, type=model.User)
+
+    def tokens(self, *, user: str | None = None, all: bool = False) -> list[model.Token]:
+        """The caller's, for an operator those of the tenant; `all`: those that are no good any more too."""
+        return self.transport.get("/v1/tokens", list[model.Token], user=user, all=all or None)
+
+    def create_token(
+        self,
+        *,
+        user: str | None = None,
+        role: Any = None,
+        name: str | None = None,
+        expires_seconds: float | None = None,
+    ) -> model.MadeToken:
+        """A new token with its secret, which nobody shows again."""
+        body = model.CreateToken(user=user, role=role, name=name, expires_seconds=expires_seconds)
+        return self.transport.post("/v1/tokens", model.MadeToken, body)
+
+    def rotate_token(
+        self, token: str, *, overlap_seconds: float = 3600.0, expires_seconds: float | None = None
+    ) -> model.MadeToken:
+        """A token in place of this one, which is good for `overlap_seconds` more."""
+        body = model.RotateToken(overlap_seconds=overlap_seconds, expires_seconds=expires_seconds)
+        return self.transport.post(f"/v1/tokens/{path_part(token)}/rotate", model.MadeToken, body)
+
+    def revoke_token(self, token: str) -> model.Token:
+        """Refuse a token (by id, first characters or name) from now on."""
+        return self.transport.post(f"/v1/tokens/{path_part(token)}/revoke", model.Token, {})
+
+    def audit_pages(self, *, limit: int = 1000, **query: Any) -> Iterator[model.AuditPage]:
+        """Pages of the audit log, newest first."""
+        cursor = None
+        while True:
+            page = self.transport.get("/v1/audit", model.AuditPage, limit=limit, cursor=cursor, **query)
+            yield page
+            cursor = page.next_cursor
+            if cursor is None:
+                return
