@@ -72,7 +72,13 @@ RULES: dict[tuple[str, str], Roles] = {
     ("POST", "/v1/tokens/{token}/rotate"): CHANGERS,
     ("POST", "/v1/tokens/{token}/revoke"): CHANGERS,
     ("GET", "/v1/audit"): OPERATORS,
+    # joining
+    ("GET", "/v1/join-tokens"): OPERATORS,
+    ("POST", "/v1/join-tokens"): OPERATORS,
+    ("POST", "/v1/join-tokens/{token}/revoke"): OPERATORS,
     # agents
+    ("POST", "/v1/agents/join"): NOBODY,  # the join token stands in the body
+    ("POST", "/v1/agents/credential"): NODES,
     ("WEBSOCKET", "/v1/agents"): NODES,
     ("WEBSOCKET", "/v1/agents/streams/{stream_id}"): NODES,
     ("PUT", "/v1/agents/outputs/{task}/{attempt}/{stream}"): NODES,

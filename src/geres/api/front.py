@@ -23,6 +23,7 @@ log = logging.getLogger("geres.api")
 
 _MOST_BODY_BYTES = 16 << 20
 _MOST_BULK_BYTES = 256 << 20
+_MOST_OPEN_BYTES = 1 << 16  #: where no token is asked for
 _LARGE = frozenset({"/v1/tasks:bulk", "/v1/jobs"})
 
 
@@ -106,12 +107,12 @@ class Front:
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         roles = access.roles_for(method, path)
+        headers: dict[bytes, bytes] = dict(scope["headers"])
         if roles is access.NOBODY:
-            await self._inner(scope, receive, send)
+            await self._inner(scope, _bounded(receive, headers, _MOST_OPEN_BYTES), send)
             return
         if "\0" in path:
             raise NotFound(f"there is nothing at {path!r}: a path holds no NUL character")
-        headers: dict[bytes, bytes] = dict(scope["headers"])
         if self._context.stopping and method != "GET":
             raise StoreUnavailable("this server is stopping; ask again in a moment")
         caller = await self._auth.caller(headers, _address(scope))

@@ -22,6 +22,7 @@ class Caller(Struct, frozen=True):
     token_id: int = 0  #: of a token in the store
     task: int = 0  #: of role task: its key
     node: str = ""  #: of role node: its name; empty for a token that any node of its tenant may use
+    pool: str = ""  #: of role node: its pool; empty for any
     home: str = ""  #: of an admin who works in another tenant: their own
 
 

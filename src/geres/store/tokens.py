@@ -46,7 +46,12 @@ def find_caller(tx: Tx, digest: str, *, now_us: int) -> Caller:
     if row["expires_at"] is not None and row["expires_at"] <= now_us:
         at = rfc3339(row["expires_at"])
         raise Unauthenticated(f"the token was good until {at}: make another with `geres token create`")
-    return Caller(row["tenant_id"], row["tenant"], row["subject"], row["role"], token_id=row["id"])
+    return Caller(
+        *(row["tenant_id"], row["tenant"], row["subject"], row["role"]),
+        token_id=row["id"],
+        node=row["node_name"] or "",
+        pool=row["pool"] or "",
+    )
 
 
 def tenant_id_of(tx: Tx, name: str) -> int | None:

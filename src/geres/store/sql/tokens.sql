@@ -1,6 +1,6 @@
 -- name: find_token
 -- Good or not: the reader says what is wrong.
-SELECT k.id, k.tenant_id, n.name AS tenant, k.subject, k.role, k.expires_at, k.revoked_at,
+SELECT k.id, k.tenant_id, n.name AS tenant, k.subject, k.role, k.expires_at, k.revoked_at, k.node_name, k.pool,
        n.disabled_at AS tenant_disabled_at, u.disabled_at AS user_disabled_at
   FROM token k
   JOIN tenant n ON n.id = k.tenant_id
