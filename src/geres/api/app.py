@@ -13,7 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from msgspec import Struct
 
-from geres.api import acting, fleet, jobs, outputs, system, tasks, tenants
+from geres.api import acting, fleet, jobs, joining, outputs, system, tasks, tenants
 from geres.api.agents import serve_agent
 from geres.api.asgi import App, Receive, Scope, Send
 from geres.api.attach import route as attach_route
@@ -29,6 +29,7 @@ from geres.api.waiting import ResultsQuery, TaskWaitQuery, get_results, get_task
 from geres.errors import GeresError, Invalid, NotFound, NotUnderstood
 from geres.model.callers import Caller
 from geres.model.jobs import JobAction, JobPatch, JobSpec
+from geres.model.joining import CreateJoinToken
 from geres.model.tasks import (
     BulkAnswer,
     CancelTasks,
@@ -66,6 +67,7 @@ ROUTES: list[Any] = [
     fleet.list_servers,
     *jobs.ROUTES,
     *tenants.ROUTES,
+    *joining.ROUTES,
     tasks.list_tasks,
     tasks.list_history,
     tasks.why_task,
@@ -91,6 +93,7 @@ _QUERIES: dict[tuple[str, str], type[Struct]] = {
     **{(route.method, route.path): route.query for route in HOT if route.query is not None},
 }
 _BODIES: list[type[Struct]] = [
+    CreateJoinToken,
     JobSpec,
     JobPatch,
     JobAction,

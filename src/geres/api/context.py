@@ -67,4 +67,6 @@ class Context:
     used_tokens: dict[int, int] = field(default_factory=dict)  #: id to when: what is not stored yet
     #: Called where a token was revoked, or a user or tenant changed.
     forget_callers: Callable[[], None] = lambda: None
+    url: str = ""  #: by which other machines reach this server
+    fingerprint: str = ""  #: of its certificate, where clients have to pin it
     stopping: bool = False  #: new requests are refused; open ones finish

@@ -216,6 +216,8 @@ class _Server:
             FolderBlobs(home / "blobs"),
             server_id=me.id,
             version=__version__,
+            url=me.url,
+            fingerprint=self._pin,
             disk_warn_percent=settings.disk_warn_percent,
         )
         self._settings = settings
