@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from geres.cli import home as homes
-from geres.cli.up import choose_port
+from geres.cli.up import open_listener
 from geres.errors import Conflict, Invalid
 
 MOUNTS = """\
@@ -103,16 +103,17 @@ def busy_port():
 
 def test_a_busy_port_that_was_asked_for_is_refused(busy_port):
     with pytest.raises(Conflict, match=f"port {busy_port} on 127.0.0.1 is taken"):
-        choose_port("127.0.0.1", busy_port, asked=True)
+        open_listener("127.0.0.1", busy_port, asked=True)
 
 
 def test_the_next_free_port_is_taken_where_none_was_asked_for(busy_port):
-    assert busy_port < choose_port("127.0.0.1", busy_port, asked=False) < busy_port + 200
+    with open_listener("127.0.0.1", busy_port, asked=False) as listener:
+        assert busy_port < listener.getsockname()[1] < busy_port + 200
 
 
 def test_an_address_that_is_not_ours_is_refused():
     with pytest.raises(Invalid, match="is no address of this machine"):
-        choose_port("203.0.113.7", 4470, asked=True)
+        open_listener("203.0.113.7", 4470, asked=True)
 
 
 def test_purge_removes_what_is_ours_and_nothing_else(tmp_path):

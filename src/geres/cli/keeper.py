@@ -6,6 +6,7 @@ import contextlib
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ import msgspec
 
 from geres import config
 from geres.cli.output import escape
-from geres.errors import Conflict, GeresError, Unreachable
+from geres.errors import GeresError, Unreachable
 from geres.sdk.client import Client
 from geres.sdk.discover import AddressFile, UpFile, read_address
 
@@ -41,8 +42,12 @@ Say = Callable[[str], None]
 class Part:
     """One child process and how often it was started."""
 
-    def __init__(self, name: str, words: list[str], home: Path) -> None:
+    def __init__(self, name: str, words: list[str], home: Path, descriptors: tuple[int, ...] = ()) -> None:
+        """`descriptors` are open files that it inherits."""
         self.name = name
+        self._descriptors = descriptors
+        #: The process that this one replaces, until it has gone.
+        self.leaving: subprocess.Popen[bytes] | None = None
         self.process: subprocess.Popen[bytes] | None = None
         self.log = home / "logs" / f"{name}.log"
         self.words = words
@@ -52,21 +57,43 @@ class Part:
         self._pause = _FIRST_PAUSE_SECONDS
         self.due: float | None = None
 
-    def start(self) -> None:
+    def start(self, *more: str) -> None:
         """Start it in a group of its own: Ctrl-C is ours, and we stop parts in order."""
         with _log_file(self.log) as log:
             self._log_start = log.tell()
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "geres", self.name, *self.words],
+                [sys.executable, "-m", "geres", self.name, *self.words, *more],
                 env=self._env,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd="/",
                 process_group=0,
+                pass_fds=self._descriptors,
             )
         self._started = time.monotonic()
         self.due = None
+
+    def replace(self) -> bool:
+        """Start another one beside it, which tells it to stop when it can take over.  False: not now."""
+        if self.process is None or self.process.poll() is not None or self.leaving is not None:
+            return False
+        self.leaving = self.process
+        self.start("--replace", str(self.leaving.pid))
+        return True
+
+    def handed_over(self) -> int | None:
+        """The process that has gone since another one took its place.  Where that one died first, the
+        old one is the part again."""
+        if self.leaving is None:
+            return None
+        if self.process is not None and self.process.poll() not in (None, 0):
+            self.process, self.leaving = self.leaving, None
+            return None
+        if self.leaving.poll() is None:
+            return None
+        gone, self.leaving = self.leaving.pid, None
+        return gone
 
     def has_died(self) -> int | None:
         """Its exit status if it ended by itself; then it is due again after a pause."""
@@ -82,6 +109,10 @@ class Part:
     @property
     def pid(self) -> int:
         return self.process.pid if self.process else 0
+
+    @property
+    def leaving_pid(self) -> int:
+        return self.leaving.pid if self.leaving else 0
 
     def signal(self, number: int) -> None:
         if self.process is not None and self.process.poll() is None:
@@ -102,23 +133,26 @@ class Keeper:
     def __init__(
         self,
         home: Path,
-        server: Callable[[], list[str]],
+        listener: socket.socket,
+        server: list[str],
         agent: list[str] | None,
         drain_seconds: float,
         say: Say,
     ) -> None:
-        """`server` and `agent` give the words of their command lines; no agent for None.
+        """`server` and `agent` are the words of their command lines; no agent for None.
 
-        `server` is asked again where another process was quicker to take the port that it chose.
+        `listener` is what the server listens on; it stays open while servers come and go.
         """
         self._home = home
-        self._server_words = server
-        self._server = Part("server", server(), home)
+        self._listener = listener
+        held = listener.fileno()
+        self._server = Part("server", [*server, "--listen-fd", str(held)], home, (held,))
         self._agent_words = agent
         self._parts = [self._server]
         self._drain_seconds = drain_seconds
         self._say = say
         self._stops = 0
+        self._replace = False
         self._wake_read, self._wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
 
     def run(self, ready: Callable[[AddressFile], None]) -> None:
@@ -142,12 +176,14 @@ class Keeper:
                 self._keep()
             finally:
                 self._stop()
+                self._listener.close()
                 for name in ("up.json", "address.json"):
                     (self._home / name).unlink(missing_ok=True)
+        self._say("stopped")
 
     def _keep(self) -> None:
         while not self._stops:
-            changed = False
+            changed = self._replace_server()
             for part in self._parts:
                 pid = part.pid
                 if (status := part.has_died()) is not None:
@@ -161,6 +197,23 @@ class Keeper:
             dues = [part.due - time.monotonic() for part in self._parts if part.due is not None]
             self._sleep(max(0.0, min(dues)) if dues else None)
 
+    def _replace_server(self) -> bool:
+        """Begin what `geres restart` asked for, and take note of its end.  True where processes changed."""
+        server, changed = self._server, False
+        if self._replace:
+            self._replace = False
+            if changed := server.replace():
+                self._say(f"the server is replaced: process {server.pid} beside process {server.leaving_pid}")
+        was_leaving, newer = server.leaving, server.pid
+        if (gone := server.handed_over()) is not None:
+            self._say(f"the server (process {gone}) has gone, process {server.pid} has taken over")
+            changed = True
+        elif was_leaving is not None and server.leaving is None:
+            words = server.last_words()
+            self._say(f"server process {newer} could not take over, process {server.pid} stays: {words}")
+            changed = True
+        return changed
+
     def _wait_for_server(self) -> AddressFile:
         deadline = time.monotonic() + _START_SECONDS
         address = AddressFile(url="", host_id="")
@@ -169,13 +222,7 @@ class Keeper:
                 found = read_address(self._home)
                 if found is not None and found.pid == self._server.pid:
                     return found
-            if (status := self._server.has_died()) is not None:
-                words = self._server_words()
-                if status == Conflict.exit_status and words != self._server.words:
-                    self._server.words = words
-                    self._server.start()
-                    self._write()
-                    continue
+            if self._server.has_died() is not None:
                 raise Unreachable(f"the server did not start: {self._server.last_words()}")
             if time.monotonic() > deadline:
                 raise Unreachable(f"the server does not answer; {self._server.log} may say why")
@@ -199,6 +246,9 @@ class Keeper:
         """Agents first, so that ends still reach the store; the server last.  A second signal hurries."""
         if self._stops:
             self._say_running()
+        if self._server.leaving is not None:  # in the middle of a change of servers
+            self._server.leaving.kill()
+            self._server.leaving.wait()
         for part in reversed(self._parts):
             seconds = _SERVER_STOP_SECONDS
             if part.name == "agent":
@@ -253,9 +303,13 @@ class Keeper:
         def stop(number: int, frame: FrameType | None) -> None:
             self._stops += 1
 
+        def replace(number: int, frame: FrameType | None) -> None:
+            self._replace = True
+
         before = {
             number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         }
+        before[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, replace)
         before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda number, frame: None)
         old = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         try:

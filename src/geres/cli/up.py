@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -22,7 +23,9 @@ from geres.errors import Conflict, GeresError, Invalid, NotFound, Unreachable
 from geres.model.units import parse_cpus, parse_size, show_size
 from geres.sdk.discover import AddressFile, is_alive, read_address
 
+SELF_MADE = "self-made"
 _PORTS = 200
+_BACKLOG = 4096
 _DETACH_SECONDS = 90.0
 _DOWN_SECONDS = 120.0
 
@@ -40,6 +43,8 @@ _DOWN_SECONDS = 120.0
 @click.option("--host", metavar="ADDRESS", help="Address to listen on.  [127.0.0.1]")
 @click.option("--port", metavar="N", type=click.IntRange(0, 65535), help="Port.  [4470 or the next free]")
 @click.option("--store", metavar="URL", help="sqlite:PATH or postgresql://...  [geres.db in the home]")
+@click.option("--certificate", metavar="FILE", help="PEM file, or self-made.  [self-made where others reach]")
+@click.option("--key", metavar="FILE", help="PEM file with the certificate's key.")
 @click.option("--insecure", is_flag=True, default=None, help="Let other machines in without TLS.")
 @click.option("--no-agent", is_flag=True, help="A server only: no node here.")
 def up(
@@ -57,8 +62,17 @@ def up(
     os.environ.setdefault(config.CONFIG_FROM, os.getcwd())
     settings = _settings(flags, resources, labels)
     lock = _take(home, settings.server.store)
-    server = _server_words(home, settings)
-    server()  # a port that cannot be is refused before anything starts
+    server = settings.server
+    listener = open_listener(server.host, server.port, asked="server.port" in settings.origins)
+    words = ["--home", str(home)]
+    if server.store:
+        words += ["--store", server.store]
+    if server.insecure:
+        words.append("--insecure")
+    for name in ("certificate", "key"):
+        if (given := getattr(server, name)) and given != SELF_MADE:
+            given = os.path.abspath(os.path.expanduser(given))  # the server starts in another folder
+        words += [f"--{name}", given] if given else []
     agent = None
     if not no_agent:
         agent = ["--home", str(home), "--stop-tasks", *_agent_words(flags, resources, labels)]
@@ -66,9 +80,10 @@ def up(
         say("geres: you are root: tasks run as root, for everyone who can read the token in the home")
     drain = settings.agent.drain_seconds
     if detach:
-        _detach(home, lock, lambda told: _keep(home, server, agent, drain, _log_line, told))
+        _detach(home, lock, Keeper(home, listener, words, agent, drain, _log_line).run)
         return
-    _keep(home, server, agent, drain, _say_and_log(home), lambda address: _tell(home, address, stays=True))
+    keeper = Keeper(home, listener, words, agent, drain, _say_and_log(home))
+    keeper.run(lambda address: _tell(home, address, stays=True))
 
 
 def _take(home: Path, store: str) -> IO[str]:
@@ -82,20 +97,6 @@ def _take(home: Path, store: str) -> IO[str]:
     if not store or store.startswith("sqlite:"):
         homes.check_database(Path(store.removeprefix("sqlite:")) if store else home / "geres.db")
     return lock
-
-
-def _server_words(home: Path, settings: config.Config) -> Callable[[], list[str]]:
-    """The words of the server's command line, with a port that is free at the moment of the call."""
-    server, asked = settings.server, "server.port" in settings.origins
-
-    def words() -> list[str]:
-        port = choose_port(server.host, server.port, asked=asked)
-        found = ["--home", str(home), "--host", server.host, "--port", str(port)]
-        if server.store:
-            found += ["--store", server.store]
-        return [*found, "--insecure"] if server.insecure else found
-
-    return words
 
 
 @click.command()
@@ -146,25 +147,29 @@ def _may_remove(home: Path, *, yes: bool) -> bool:
     raise click.exceptions.Exit(1)
 
 
-def choose_port(host: str, port: int, *, asked: bool) -> int:
-    """The port to take: the asked one, else the first free one from it on.  Raises Conflict."""
-    if port == 0:
-        return 0
+def open_listener(host: str, port: int, *, asked: bool) -> socket.socket:
+    """A listening socket at the asked port, else at the first free one from it on.  Raises Conflict.
+
+    `geres up` holds it for as long as it runs: requests wait in it while the server is replaced.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for candidate in range(port, port + (1 if asked else _PORTS)):
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((host, candidate))
-            except OSError as error:
-                if isinstance(error, socket.gaierror) or error.strerror == "Cannot assign requested address":
-                    raise Invalid(f"host: {host} is no address of this machine", field="host") from None
-                if isinstance(error, PermissionError):
-                    raise Invalid(
-                        f"port: {candidate} is not for you; take one above 1023", field="port"
-                    ) from None
-                continue
-            return candidate
+    for candidate in range(port, port + (1 if asked or port == 0 else _PORTS)):
+        listener = socket.socket(family)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            listener.bind((host, candidate))
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            listener.close()
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                raise Invalid(f"host: {host} is no address of this machine", field="host") from None
+            if isinstance(error, PermissionError):
+                raise Invalid(
+                    f"port: {candidate} is not for you; take one above 1023", field="port"
+                ) from None
+            continue
+        return listener
     if asked:
         raise Conflict(f"port {port} on {host} is taken; choose another --port, or leave it out", port=port)
     raise Conflict(f"the ports {port} to {port + _PORTS - 1} on {host} are all taken; choose a --port")
@@ -180,6 +185,8 @@ def _settings(flags: dict[str, Any], resources: tuple[str, ...], labels: tuple[s
         "server.port": flags["port"],
         "server.store": flags["store"],
         "server.insecure": flags["insecure"],
+        "server.certificate": flags["certificate"],
+        "server.key": flags["key"],
         "agent.name": flags["name"],
         "agent.pool": flags["pool"],
         "agent.cpus": flags["cpus"],
@@ -204,20 +211,10 @@ def _agent_words(flags: dict[str, Any], resources: tuple[str, ...], labels: tupl
     return words
 
 
-def _keep(
-    home: Path,
-    server: Callable[[], list[str]],
-    agent: list[str] | None,
-    drain_seconds: float,
-    tell: Callable[[str], None],
-    ready: Callable[[AddressFile], None],
-) -> None:
-    Keeper(home, server, agent, drain_seconds, tell).run(ready)
-    tell("stopped")
-
-
 def _tell(home: Path, address: AddressFile, *, stays: bool) -> None:
     write_line(f"geres {__version__} is up at {address.url}")
+    if address.fingerprint:
+        say(f"its certificate has the fingerprint {address.fingerprint}")
     say(
         f"home {home}; "
         + ("Ctrl-C stops it" if stays else "`geres down` stops it")
