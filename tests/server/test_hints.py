@@ -63,7 +63,8 @@ def test_a_payload_is_never_too_long_and_leaves_nobody_out(jobs: int, tasks: int
 
     payload = made.take()
 
-    assert payload is not None and len(payload) <= MOST_BYTES
+    assert payload is not None
+    assert len(payload) <= MOST_BYTES
     told = read(payload.decode())
     assert told is not None
     everyone = set(range(first, first + jobs))
@@ -126,7 +127,8 @@ async def test_a_lost_connection_is_made_again_and_all_is_looked_at(
     async with running(url, (a, heard_a), (b, heard_b)):
         with psycopg.connect(url, autocommit=True) as admin:
             admin.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'geres notifier'"
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'geres notifier'"
             )
         await heard_b.until(lambda: heard_b.hints == [None, None])
         with anyio.fail_after(20):

@@ -154,7 +154,7 @@ def test_a_short_pause_changes_no_lease(world: World) -> None:
 
 def test_the_holder_of_an_attempt_is_found_while_its_server_lives(world: World) -> None:
     b = start(world, "http://b:1")
-    [task] = world.submit()
+    world.submit()
     node = world.connect()
     hold(world, node, b)
     world.assign(node)

@@ -342,7 +342,9 @@ def cancel_over_time(tx: Tx, *, now_us: int, limit: int = 100) -> list[int]:
     begun = []
     for job_id, tenant_id in tx.rows("jobs_over_time", now_us=now_us, limit=limit):
         row = tx.one("lock_job", job_id=job_id, tenant_id=tenant_id)
-        if row is not None and not JobState(row["state"]).final:
+        if row is None or JobState(row["state"]).final:
+            continue
+        if not (row["reason"] or "").startswith(CANCELLED):  # another server may have begun
             _begin_cancel(tx, row, "over its time limit", now_us)
             begun.append(job_id)
     return begun

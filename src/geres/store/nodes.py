@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from geres.errors import NameTaken
 from geres.model.ids import show_task
 from geres.model.states import NodeState, Reason, TaskState
 from geres.model.wire import AttemptKey, Ended, Hello
-from geres.store.database import Tx, batch
+from geres.store.database import Row, Tx, batch
 from geres.store.sharing import pool_of
 from geres.store.turn import LockedTask, Turned, settle
 
@@ -62,7 +63,8 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
     """Connect a node: raise its epoch, and settle which attempts it has.
 
     An attempt that only the agent knows is to be killed; one that only the store knows is sent again, unless
-    it was running: then the node has lost it.
+    it was running: then the node has lost it.  After a reboot none is sent again: it may have run before, and
+    what said so is gone with the machine's memory.
     """
     pool_id = pool_of(tx, tenant_id, hello.pool, now_us=now_us)
     key = {"tenant_id": tenant_id, "name": hello.node}
@@ -83,25 +85,61 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
         gpus=hello.gpus,
         info=msgspec.json.encode(msgspec.structs.replace(hello, attempts=[], running=[])).decode(),
         pool_id=pool_id,
+        instance=_instance_of(node, hello, now_us),
         now_us=now_us,
     )
     assert row is not None
     answer = Connected(node["id"], pool_id, row["epoch"], bool(row["draining"]))
     tx.run("forget_kills_of_node", node_id=node["id"])  # what only the agent has is killed anyway
-    _settle_attempts(tx, hello, answer, now_us)
+    _settle_attempts(tx, hello, answer, node["boot_id"] not in (None, hello.boot_id), now_us)
     state = NodeState.DRAINING if answer.draining else NodeState.RUNNING if answer.held else NodeState.IDLE
     move(tx, answer.node_id, state, why=f"connected from {hello.host}", now_us=now_us)
     return answer
 
 
-def _settle_attempts(tx: Tx, hello: Hello, answer: Connected, now_us: int) -> None:
+def _instance_of(node: Row, hello: Hello, now_us: int) -> str:
+    """What is noted of the agent: its folder's number, and the boot of its machine before this one.
+
+    Raises NameTaken while another agent has the node: of another machine, or of another folder.  A machine
+    that was started again may take its node back at once; a copy of it is known by the boot that it still has
+    after a later one was seen.
+    """
+    instance, _, earlier_boot = (node["instance"] or "").rpartition(":")
+    is_copy = hello.boot_id == earlier_boot and hello.boot_id != node["boot_id"]
+    if node["boot_id"] not in (None, hello.boot_id):
+        earlier_boot = node["boot_id"]
+    same = node["host_id"] in (None, "", hello.host_id) and instance in ("", hello.instance or instance)
+    is_there = node["lease_until"] is not None and node["lease_until"] > now_us
+    if is_there and (is_copy or not same):
+        raise NameTaken(
+            f"node: another agent is connected as {hello.node}, from {_host_of(node)}: give this one another"
+            " --name, or stop that one",
+            node=hello.node,
+        )
+    return f"{hello.instance or instance}:{earlier_boot}"
+
+
+def _host_of(node: Row) -> str:
+    try:
+        return msgspec.json.decode(node["info"], type=Hello).host
+    except msgspec.MsgspecError:
+        return "elsewhere"
+
+
+def _settle_attempts(tx: Tx, hello: Hello, answer: Connected, rebooted: bool, now_us: int) -> None:
     stored = [Held(*row) for row in tx.rows("attempts_of_node", node_id=answer.node_id)]
     has = {(task, attempt) for task, attempt in hello.attempts}
     known = {(held.id, held.attempt) for held in stored}
     answer.kill = sorted(has - known)
     missing = [held for held in stored if (held.id, held.attempt) not in has]
-    answer.resend = [held for held in missing if held.state == TaskState.ASSIGNED and held.asked is None]
+    if not rebooted:
+        answer.resend = [held for held in missing if held.state == TaskState.ASSIGNED and held.asked is None]
     gone = [held for held in missing if held not in answer.resend]
+    if gone:  # one may be ended by force at this moment, which locks no node
+        locked = tx.rows("lock_reported_tasks", task_ids=sorted(held.id for held in gone))
+        still = {(row[0], row[1]) for row in locked if row[2] == answer.node_id}
+        stored = [held for held in stored if held not in gone or (held.id, held.attempt) in still]
+        gone = [held for held in gone if (held.id, held.attempt) in still]
     answer.held = [held for held in stored if held not in gone]
     if gone:
         text = "its node no longer knows it after a new connection"
@@ -168,21 +206,23 @@ def lose(tx: Tx, *, lease_us: int, now_us: int, limit: int = 50) -> Turned:
         tx.run("forget_kills_of_node", node_id=node_id)
         move(tx, node_id, NodeState.LOST, why="no heartbeat until the end of its lease", now_us=now_us)
         done.stale_nodes.append(node_id)
-    for (node_id,) in tx.rows("nodes_lost_with_attempts", before_us=now_us - lease_us, limit=limit):
-        _take_back(tx, node_id, done, now_us)
+    lost = [row[0] for row in tx.rows("nodes_lost_with_attempts", before_us=now_us - lease_us, limit=limit)]
+    if lost:
+        _take_back(tx, lost, done, now_us)
     return done
 
 
-def _take_back(tx: Tx, node_id: int, done: Turned, now_us: int) -> None:
-    rows = tx.all("attempts_to_take_back", node_id=node_id, limit=_PIECE)
-    tasks = [LockedTask(**row) for row in rows]
+def _take_back(tx: Tx, node_ids: list[int], done: Turned, now_us: int) -> None:
+    """Of all these nodes at once: tasks are locked in order, and jobs after the last of them."""
+    rows = tx.all("attempts_to_take_back", node_ids=node_ids, limit=_PIECE)
     reports = [
         (
-            node_id,
+            row["node_id"],
             _lost(task, f"attempt {task.attempt} of {show_task(task.id)} was lost with its node", now_us),
             task,
         )
-        for task in tasks
+        for row in rows
+        for task in [LockedTask(**row)]
     ]
     if reports:
         settle(tx, reports, done, now_us)

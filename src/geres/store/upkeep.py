@@ -51,14 +51,12 @@ def forget_tasks(tx: Tx, *, before_us: int, limit: int = _PIECE) -> Forgotten:
         last = tx.value("last_result_to_cut", job_id=job_id, after=cut, before=first_kept, limit=limit)
         if last is None:
             continue
-        done.blobs += [
-            key
-            for row in tx.rows("blobs_to_cut", job_id=job_id, after=cut, last=last)
-            for key in row
-            if key is not None
-        ]
-        tx.run("cut_results", job_id=job_id, last=last)
+        # Tasks before their job, as everybody; where another server has cut this piece meanwhile, it is done.
         ids = [row[0] for row in tx.rows("tasks_to_forget", job_id=job_id, after=cut, last=last)]
+        blobs = tx.rows("blobs_to_cut", job_id=job_id, after=cut, last=last)
+        if not tx.run("cut_results", job_id=job_id, before=cut, last=last):
+            continue
+        done.blobs += [key for row in blobs for key in row if key is not None]
         counts = {state: int(n) for state, n in tx.rows("count_by_state", task_ids=ids)} if ids else {}
         tx.run("drop_attempts", job_id=job_id, last=last)
         if ids:

@@ -12,7 +12,7 @@ RETURNING id
 UPDATE node
    SET epoch = epoch + 1, server_id = :server_id, lease_until = :lease_until, heartbeat_at = :now_us,
        boot_id = :boot_id, host_id = :host_id, cpus = :cpus, memory_bytes = :memory_bytes, gpus = :gpus, info = :info,
-       pool_id = :pool_id
+       pool_id = :pool_id, instance = :instance
  WHERE id = :node_id
 RETURNING epoch, draining
 
@@ -68,7 +68,7 @@ SELECT id FROM node
 -- name: attempts_to_take_back
 SELECT id, attempt, node_id, state, asked, lane_id, spec_id, retry_count, requeue_count, lost_count, round,
        is_parent, assigned_at, started_at, message
-  FROM task WHERE node_id = :node_id ORDER BY id LIMIT :limit
+  FROM task WHERE node_id IN ids(:node_ids) ORDER BY id LIMIT :limit
 /* for update */
 
 -- name: disconnect_node

@@ -146,10 +146,11 @@ SELECT t.id, CAST(parent.value->>0 AS BIGINT), CAST(parent.value->>1 AS BIGINT),
 RETURNING child_id
 
 -- name: lock_array
+-- Of those that another server unfolds at this moment there is nothing to do.
 SELECT id, tenant_id, submitted_by, spec_id, lane_id, priority, array_range, array_total, array_done, spec
   FROM job
  WHERE id = :job_id AND array_done < array_total AND state IN ('active', 'disabled', 'closing')
-/* for update */
+/* skip locked */
 
 -- name: array_piece_at
 SELECT first, items FROM array_piece WHERE job_id = :job_id AND first = :first

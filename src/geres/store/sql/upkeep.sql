@@ -9,7 +9,7 @@ SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)
 DELETE FROM idempotency
  WHERE (tenant_id, subject, key) IN
        (SELECT tenant_id, subject, key FROM idempotency
-         WHERE created_at < :before_us ORDER BY created_at LIMIT :limit)
+         WHERE created_at < :before_us ORDER BY created_at LIMIT :limit /* skip locked */)
 
 -- name: jobs_to_cut
 -- Jobs whose oldest kept result is old enough.
@@ -36,7 +36,7 @@ SELECT o.stdout_blob, o.stderr_blob FROM attempt o
    AND (o.stdout_blob IS NOT NULL OR o.stderr_blob IS NOT NULL)
 
 -- name: cut_results
-UPDATE job SET results_cut = :last WHERE id = :job_id
+UPDATE job SET results_cut = :last WHERE id = :job_id AND results_cut = :before
 
 -- name: tasks_to_forget
 -- Tasks of this piece whose last word is in it.
@@ -46,6 +46,7 @@ SELECT t.id FROM task t
    AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.task_id = t.id AND a.finish_no > :last)
    AND NOT EXISTS (SELECT 1 FROM dependency d WHERE d.parent_task_id = t.id AND d.done = 0)
  ORDER BY t.id
+/* for update */
 
 -- name: count_by_state
 SELECT state, count(*) FROM task WHERE id IN ids(:task_ids) GROUP BY state
