@@ -59,6 +59,7 @@ class NotUnderstood(Invalid):
 
 
 class Unauthenticated(GeresError):
+    whose: Any = None  #: the caller, where a token was good once; never sent
     code = "unauthenticated"
     http_status = 401
     exit_status = 3

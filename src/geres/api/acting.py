@@ -12,9 +12,12 @@ from litestar.params import JSONBody
 from geres.api.bodies import wrong_field
 from geres.api.context import Context
 from geres.api.request import Request
-from geres.errors import Invalid, NotFound
+from geres.errors import Denied, Invalid, NotFound
+from geres.model.callers import Caller
+from geres.model.ids import parse_task
 from geres.model.tasks import Acted, ActedAll, CancelTasks, EditTasks, SelectTasks
-from geres.store import task_actions, task_edits, tasks
+from geres.store import audit, task_actions, task_edits, tasks
+from geres.store.database import Tx
 from geres.store.task_actions import Done
 from geres.store.task_edits import Changes
 
@@ -95,10 +98,23 @@ async def _act(
         raise NotFound(unknown[0].message or "", id=unknown[0].id)
     done = Done(items=list(unknown))
     for piece in tasks.pieces(keys):
-        part = await context.db.run(act, caller, piece, now_us=context.clock(), **how)
+        part = await context.db.run(_acted, act, caller, piece, now_us=context.clock(), **how)
         done.add(part)
         tell(context, part)
     return ActedAll(done.items)
+
+
+def _acted(
+    tx: Tx, act: Callable[..., Done], caller: Caller, keys: list[int], *, now_us: int, **how: Any
+) -> Done:
+    """Act on the tasks; the audit log gets those that were acted on, and those that were refused."""
+    done = act(tx, caller, keys, now_us=now_us, **how)
+    action = f"task.{act.__name__.removeprefix('send_')}"
+    for result, refused in (("ok", None), (Denied.code, Denied.code)):
+        ids = [key for item in done.items if item.code == refused and (key := parse_task(item.id))]
+        if ids:
+            audit.write(tx, caller, action, audit.tasks(ids), now_us=now_us, result=result)
+    return done
 
 
 def _resolve(

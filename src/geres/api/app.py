@@ -147,7 +147,7 @@ class _Sockets:
 
 async def _agents(context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
     if await accept(receive, send):
-        await serve_agent(context.dispatcher, receive, send)
+        await serve_agent(context.dispatcher, caller, receive, send)
 
 
 @get("/openapi.json", include_in_schema=False)
@@ -161,6 +161,7 @@ async def _openapi(request: Request) -> Response[Any]:
 
 def _refuse(request: AnyRequest[Any, Any, Any], error: GeresError) -> Response[Any]:
     """A deliberate error as its status and JSON."""
+    request.scope["state"]["refused"] = error
     headers = {"retry-after": "1"} if error.http_status == 503 else None
     return answer(error_body(error), error.http_status, headers)
 

@@ -6,26 +6,26 @@ refused by the server that revoked it at once, by the others after REMEMBER_SECO
 
 from __future__ import annotations
 
-import logging
+import pwd
 import time
 from collections import OrderedDict
 from collections.abc import Callable
 
 import anyio
+import anyio.to_thread
 from msgspec.structs import replace
 
 from geres.api.limits import Bucket, Buckets
-from geres.errors import NotFound, RateLimited, Unauthenticated
-from geres.model.callers import Caller
+from geres.errors import NotFound, RateLimited, StoreUnavailable, Unauthenticated
+from geres.model.callers import Caller, UserRole
 from geres.store import tokens
 from geres.store.database import Database
-
-log = logging.getLogger("geres.auth")
 
 #: What another server revoked or disabled is refused here after so long.
 REMEMBER_SECONDS = 5.0
 _MOST_REMEMBERED = 10_000
 _LONGEST_TOKEN = 8 << 10
+_ACCOUNT_SECONDS = 10.0
 #: Failures of one address that are answered at once, and how many more each second.
 _FREE_FAILURES = 100
 _FAILURES_A_SECOND = 5.0
@@ -55,19 +55,21 @@ class Auth:
         rate = requests_per_second or 1e9
         self._rates = Buckets(rate, rate * _BURST_SECONDS)
         self._failures = Buckets(_FAILURES_A_SECOND, _FREE_FAILURES)
-        self._slowed = 0
+        self._slowed, self._round = 0, 0
 
-    async def caller(self, headers: dict[bytes, bytes], address: str) -> Caller:
-        """Who sent these headers from this address.
+    async def caller(self, headers: dict[bytes, bytes], address: str, uid: int | None = None) -> Caller:
+        """Who sent these headers from this address; `uid` is their account where they are on a Unix socket.
 
         Raises Unauthenticated, RateLimited, or NotFound for another tenant than the caller's (admins may name
         one that is there).
         """
         authorization = headers.get(b"authorization", b"")
+        if uid is not None:
+            address = f"uid:{uid}"
         tenant = headers.get(b"geres-tenant", b"")
         known, now = self._known.get((authorization, address, tenant)), time.monotonic()
         if known is None or known.until <= now:
-            known = await self._look_up(authorization, address, tenant)
+            known = await self._look_up(authorization, address, tenant, uid)
         if seconds := known.bucket.take(now):
             raise _too_often(seconds)
         return known.caller
@@ -75,21 +77,28 @@ class Auth:
     def forget(self) -> None:
         """Look everybody up again: a token was revoked, or a user changed."""
         self._known.clear()
+        self._round += 1
 
-    async def _look_up(self, authorization: bytes, address: str, tenant: bytes) -> _Known:
+    async def _look_up(self, authorization: bytes, address: str, tenant: bytes, uid: int | None) -> _Known:
         if self._slowed >= _MOST_SLOWED:
             raise _too_often(_SLOWED_SECONDS)
+        round = self._round
         try:
-            caller = await self._identify(authorization)
-        except Unauthenticated as error:
+            if uid is not None and not authorization:
+                caller = await self._of_account(uid)
+            else:
+                caller = await self._identify(authorization)
+        except Unauthenticated:
             if authorization:
-                await self._slow_down(address, error)
+                await self._slow_down(address)
             raise
         caller = replace(caller, address=address)
         if tenant:
             caller = await self._in_tenant(caller, tenant.decode("latin-1"))
-        known = _Known(caller, time.monotonic() + REMEMBER_SECONDS, self._rates.of(authorization))
-        self._known[authorization, address, tenant] = known
+        bucket = self._rates.of(authorization or address.encode())
+        known = _Known(caller, time.monotonic() + REMEMBER_SECONDS, bucket)
+        if round == self._round:  # else something changed while we looked
+            self._known[authorization, address, tenant] = known
         if len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)
         if caller.token_id:
@@ -105,10 +114,21 @@ class Auth:
             raise Unauthenticated("the token is too long to be one")
         return await self._db.glance(tokens.find_caller, tokens.token_hash(token), now_us=self._clock())
 
-    async def _slow_down(self, address: str, error: Unauthenticated) -> None:
+    async def _of_account(self, uid: int) -> Caller:
+        """The user with the name of an account of this machine; one that is new here becomes a user."""
+        try:
+            with anyio.fail_after(_ACCOUNT_SECONDS):
+                name = await anyio.to_thread.run_sync(_name_of, uid, abandon_on_cancel=True)
+        except TimeoutError:
+            raise StoreUnavailable(f"this machine does not say in time who account {uid} is") from None
+        if name is None:
+            raise Unauthenticated(f"the account {uid} has no name on this machine, so it cannot be a user")
+        role: UserRole = "admin" if uid == 0 else "user"
+        return await self._db.run(tokens.find_account, name, role=role, now_us=self._clock())
+
+    async def _slow_down(self, address: str) -> None:
         """Answer an address that fails again and again later: trying tokens out must not be cheap."""
         if not self._failures.take(address):
-            log.warning("refused %s: %s", address or "a caller", error, extra={"event": "unauthenticated"})
             return
         self._slowed += 1
         try:
@@ -126,6 +146,14 @@ class Auth:
         if found is None:
             raise NotFound(f"there is no tenant {name!r}", tenant=name)
         return replace(caller, tenant_id=found, tenant=name, home=caller.tenant)
+
+
+def _name_of(uid: int) -> str | None:
+    """May hang, where accounts lie on a network."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return None
 
 
 def _too_often(seconds: float) -> RateLimited:

@@ -16,6 +16,7 @@ from geres.api.asgi import App, Message, Receive, Scope, Send, closing, respond
 from geres.api.auth import Auth
 from geres.api.bodies import error_body
 from geres.api.context import Context
+from geres.api.refusals import Refusals
 from geres.errors import GeresError, Invalid, NotFound, RateLimited, StoreUnavailable
 from geres.model.callers import Caller
 
@@ -68,6 +69,7 @@ class Front:
             requests_per_second=context.requests_per_second,
             used=context.used_tokens,
         )
+        self._refusals = Refusals(context.db, context.clock)
         context.forget_callers = self._auth.forget
         self._exact, self._sockets = exact, sockets
         self._by_key = [(method, before, after, hot) for (method, before, after), hot in by_key.items()]
@@ -95,6 +97,7 @@ class Front:
         except GeresError as error:
             if started:
                 raise
+            await self._note(error, scope)
             await respond(send, error.http_status, error_body(error), refusal_headers(error))
         except Exception:
             log.exception("request failed", extra={"event": "request_failed", "path": scope["path"]})
@@ -115,14 +118,15 @@ class Front:
             raise NotFound(f"there is nothing at {path!r}: a path holds no NUL character")
         if self._context.stopping and method != "GET":
             raise StoreUnavailable("this server is stopping; ask again in a moment")
-        caller = await self._auth.caller(headers, _address(scope))
+        caller = scope["state"]["caller"] = await self._who(scope, headers)
         access.check(caller, roles, method, path)
         found = self._hot(method, path)
         if found is None:
-            scope["state"]["caller"] = caller
             most = _MOST_BULK_BYTES if path in _LARGE else _MOST_BODY_BYTES
             body = receive if path.startswith("/v1/agents") else _bounded(receive, headers, most)
             await self._inner(scope, body, send)
+            if (refused := scope["state"].get("refused")) is not None:
+                await self._note(refused, scope)
             return
         hot, key = found
         content = b""
@@ -131,6 +135,14 @@ class Front:
             content = await _whole_body(_bounded(receive, headers, most))
         status, answer = await hot(Call(self._context, caller, key, scope["query_string"], content, headers))
         await respond(send, status, answer)
+
+    async def _note(self, error: GeresError, scope: Scope) -> None:
+        method = scope.get("method", "WEBSOCKET")
+        caller = scope.get("state", {}).get("caller")
+        await self._refusals.note(error, caller, _address(scope), method, scope["path"])
+
+    async def _who(self, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
+        return await self._auth.caller(headers, _address(scope), scope["state"].get("uid"))
 
     def _hot(self, method: str, path: str) -> tuple[Hot, str] | None:
         if hot := self._exact.get((method, path)):
@@ -145,14 +157,16 @@ class Front:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refusals come before the handshake is accepted, so the client sees the status and the reason."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
+        scope.setdefault("state", {})
         try:
             route = self._sockets(scope["path"])
             if route is None:
                 raise Invalid(f"there is no WebSocket at {scope['path']}")
-            caller = await self._auth.caller(headers, _address(scope))
+            caller = scope["state"]["caller"] = await self._who(scope, headers)
             access.check(caller, access.roles_for("WEBSOCKET", scope["path"]), "WEBSOCKET", scope["path"])
             await route(self._context, caller, scope, receive, send)
         except GeresError as error:
+            await self._note(error, scope)
             await refuse_socket(scope, receive, send, error)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from litestar import Response, get, patch, post
 from litestar.params import FromPath, JSONBody
@@ -19,9 +20,11 @@ from geres.model import demand as demands
 from geres.model.callers import Caller
 from geres.model.jobs import Job, JobAction, JobDetail, JobPage, JobPatch, JobSpec
 from geres.model.tasks import Why
-from geres.store import idempotency, jobs, submit
+from geres.store import audit, idempotency, jobs, submit
 from geres.store.database import Tx
 from geres.store.jobs import JobDetailQuery, JobQuery
+
+T = TypeVar("T")
 
 
 @post("/v1/jobs", status_code=201)
@@ -53,6 +56,7 @@ def _create_once(
 ) -> bytes:
     def do(tx: Tx) -> bytes:
         job = jobs.get_short(tx, submit.create_job(tx, caller, spec, now_us=now_us))
+        audit.write(tx, caller, "job.create", job.id, now_us=now_us)
         job.warnings = warnings
         return encode(job)
 
@@ -85,7 +89,7 @@ async def patch_job(request: Request, job_ref: FromPath[str], data: JSONBody[Job
     """Edit a job.  Errors: 412 changed where If-Match names another version, 409 job_finished."""
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
-    job, before = await context.db.run(jobs.patch, caller, job_id, data, version=_if_match(request))
+    job, before = await _noted(request, "job.edit", jobs.patch, job_id, data, version=_if_match(request))
     if before is not None:
         while await context.db.run(jobs.follow_priority, job_id, before=before, priority=job.priority):
             pass
@@ -111,7 +115,7 @@ async def close_job(request: Request, job_ref: FromPath[str], data: JSONBody[Job
     """Take no more tasks; completed when what it has has ended."""
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
-    job = await context.db.run(jobs.close, caller, job_id, reason=data.reason, now_us=context.clock())
+    job = await _noted(request, "job.close", jobs.close, job_id, reason=data.reason, now_us=context.clock())
     _changed(context, job_id)
     return job
 
@@ -121,7 +125,8 @@ async def cancel_job(request: Request, job_ref: FromPath[str], data: JSONBody[Jo
     """Cancel a job: what waits ends now, what runs is asked to end.  Cancelled when all of it has ended."""
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
-    await context.db.run(jobs.start_cancel, caller, job_id, reason=data.reason, now_us=context.clock())
+    now_us = context.clock()
+    await _noted(request, "job.cancel", jobs.start_cancel, job_id, reason=data.reason, now_us=now_us)
     more = True
     while more:
         done, more = await context.db.run(jobs.cancel_piece, job_id, now_us=context.clock())
@@ -135,7 +140,8 @@ async def disable_job(request: Request, job_ref: FromPath[str], data: JSONBody[J
     """Start nothing more.  `running` says what becomes of what runs: wait, requeue or terminate."""
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
-    job = await context.db.run(jobs.disable, caller, job_id, reason=data.reason, now_us=context.clock())
+    now_us = context.clock()
+    job = await _noted(request, "job.disable", jobs.disable, job_id, reason=data.reason, now_us=now_us)
     last = 0
     while data.running != "wait":
         done, last = await context.db.run(
@@ -157,7 +163,7 @@ async def enable_job(request: Request, job_ref: FromPath[str], data: JSONBody[Jo
     """Start tasks again."""
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
-    job = await context.db.run(jobs.enable, caller, job_id, now_us=context.clock())
+    job = await _noted(request, "job.enable", jobs.enable, job_id, now_us=context.clock())
     _changed(context, job_id)
     return job
 
@@ -167,6 +173,14 @@ async def why_job(request: Request, job_ref: FromPath[str]) -> Why:
     """Why a job is in its state: its tasks in groups."""
     job_id = await job_id_of(request.context, request.caller, job_ref)
     return await explain.job(request.context, request.caller, job_id)
+
+
+async def _noted(
+    request: Request, action: str, change: Callable[..., T], job_id: int, *args: Any, **how: Any
+) -> T:
+    """Change a job, with an entry in the audit log."""
+    note = audit.Note(action, str(job_id), request.context.clock())
+    return await request.context.db.run(audit.noted, note, change, request.caller, job_id, *args, **how)
 
 
 def _changed(context: Context, job_id: int) -> None:

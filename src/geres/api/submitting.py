@@ -28,7 +28,7 @@ from geres.model.tasks import (
     TaskRow,
     TaskSpec,
 )
-from geres.store import dry_run, finding, idempotency, show, submit
+from geres.store import audit, dry_run, finding, idempotency, show, submit
 from geres.store.database import Tx
 
 _NO_ROW: list[TaskRow] = [TaskRow()]
@@ -90,6 +90,8 @@ def _submit_once(
     def do(tx: Tx) -> bytes:
         task_id, attached = _submit(tx, caller, body, now_us)
         task = show.tasks_by_id(tx, [task_id])[task_id]
+        if not attached:
+            audit.write(tx, caller, "task.submit", task.id, now_us=now_us)
         return encode(Submitted(task=task, attached=attached, warnings=warnings))
 
     return idempotency.once(tx, caller, key, raw, now_us=now_us, do=do)
@@ -153,6 +155,10 @@ def _bulk_once(
             atomic=body.atomic,
             now_us=now_us,
         )
+        if made.count:
+            last = made.first_number + made.count - 1
+            target = f"{made.job_id}.{made.first_number}-{last}"
+            audit.write(tx, caller, "task.submit", target, now_us=now_us)
         return encode(_with_errors(made, errors, places))
 
     return idempotency.once(tx, caller, key, raw, now_us=now_us, do=do)

@@ -160,5 +160,8 @@ ROUTES: list[Any] = [
     list_audit,
 ]
 #: Queries and bodies, for the document.
-QUERIES: dict[tuple[str, str], type[Struct]] = {("get", "/v1/tokens"): TokenQuery, ("get", "/v1/audit"): AuditQuery}
+QUERIES: dict[tuple[str, str], type[Struct]] = {
+    ("get", "/v1/tokens"): TokenQuery,
+    ("get", "/v1/audit"): AuditQuery,
+}
 BODIES: list[type[Struct]] = [CreateTenant, CreateUser, EditUser, CreateToken, RotateToken]

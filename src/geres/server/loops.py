@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from geres.api.context import Context
 from geres.server.clock import JUMP_US, Clock, wall_us
-from geres.store import arrays, ends, jobs, servers, upkeep
+from geres.store import arrays, audit, ends, jobs, servers, tokens, upkeep
 from geres.store.database import Order
 
 log = logging.getLogger("geres.server")
@@ -80,7 +80,7 @@ class JobEnder:
 
 
 class Janitor:
-    """Forgets what is old: Idempotency-Keys after a day, ended tasks after the retention."""
+    """Forgets what is old: Idempotency-Keys after a day, ended tasks and the audit log after the retention."""
 
     def __init__(self, context: Context, retention_seconds: float) -> None:
         self._context = context
@@ -90,11 +90,17 @@ class Janitor:
         db, now_us = self._context.db, self._context.clock()
         keys = await db.run_as(Order.LOOP, upkeep.forget_keys, now_us=now_us)
         before_us = now_us - self._retention_us
+        used = dict(self._context.used_tokens)
+        self._context.used_tokens.clear()
+        if used:
+            await db.run_as(Order.LOOP, tokens.mark_used, used)
+        await db.run_as(Order.LOOP, tokens.forget, before_us=before_us)
+        entries = await db.run_as(Order.LOOP, audit.forget, before_us=before_us)
         gone = await db.run_as(Order.LOOP, upkeep.forget_tasks, before_us=before_us)
         for blob in gone.blobs:
             await anyio.to_thread.run_sync(self._context.blobs.remove, blob)
         ended = await db.run_as(Order.LOOP, upkeep.forget_jobs, before_us=before_us)
-        return gone.more or bool(keys) or bool(ended)
+        return gone.more or bool(keys) or bool(ended) or bool(entries)
 
 
 class ClockKeeper:

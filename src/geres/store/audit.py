@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,7 +16,6 @@ from geres.model.units import parse_time, rfc3339
 from geres.store.database import Tx
 from geres.store.sql import statements
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 #: Of somebody who is not known.
@@ -46,19 +45,18 @@ def write(
     )
 
 
-def noted(
-    tx: Tx,
-    action: str,
-    function: Callable[Concatenate[Tx, Caller, P], T],
-    caller: Caller,
-    target: str,
-    now_us: int,
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
+class Note(NamedTuple):
+    """What an entry says beside who did it."""
+
+    action: str
+    target: str
+    now_us: int
+
+
+def noted(tx: Tx, note: Note, change: Callable[..., T], caller: Caller, *args: Any, **how: Any) -> T:
     """Do it, and note that it was done."""
-    answer = function(tx, caller, *args, **kwargs)
-    write(tx, caller, action, target, now_us=now_us)
+    answer = change(tx, caller, *args, **how)
+    write(tx, caller, note.action, note.target, now_us=note.now_us)
     return answer
 
 

@@ -9,17 +9,18 @@ from typing import Any
 import msgspec
 
 from geres.errors import Conflict, Denied, Invalid, NotFound, Unauthenticated
-from geres.model.callers import RANK, Caller, Role, lesser
+from geres.model.callers import RANK, Caller, Role, UserRole, lesser
 from geres.model.ids import parse_job
 from geres.model.tenants import CreateToken, MadeToken, RotateToken, Token, TokenQuery
 from geres.model.units import rfc3339
-from geres.store import audit
+from geres.store import audit, sharing
 from geres.store.database import Row, Tx
 from geres.store.tenants import check_rank, no_user
 
 #: Characters of a token that lists show, to know it by.
 PREFIX = 12
 LOCAL = "geres up"  #: the name of the tokens in a home
+LOCAL_TENANT = "default"  #: of the accounts of the server's machine
 _WORD = "geres_"  #: every token begins so: people and scanners know what it is
 _SECOND_US = 1_000_000
 _LONGEST_NAME = 100
@@ -36,22 +37,48 @@ def find_caller(tx: Tx, digest: str, *, now_us: int) -> Caller:
     row = tx.one("find_token", hash=digest)
     if row is None:
         raise Unauthenticated("the token is not known here; log in again with `geres login`")
+    caller = Caller(
+        *(row["tenant_id"], row["tenant"], row["subject"], row["role"]),
+        token_id=row["id"],
+        node=row["node_name"] or "",
+        pool=row["pool"] or "",
+    )
+    if why := _problem(row, now_us):
+        error = Unauthenticated(why)
+        error.whose = caller
+        raise error
+    return caller
+
+
+def _problem(row: Row, now_us: int) -> str | None:
+    """Why a token is no good any more; None where it is."""
     for at, what in (
         (row["revoked_at"], "the token was revoked"),
         (row["user_disabled_at"], f"the user {row['subject']} was disabled"),
         (row["tenant_disabled_at"], f"the tenant {row['tenant']} was disabled"),
     ):
         if at is not None:
-            raise Unauthenticated(f"{what}: ask your administrator")
+            return f"{what}: ask your administrator"
     if row["expires_at"] is not None and row["expires_at"] <= now_us:
-        at = rfc3339(row["expires_at"])
-        raise Unauthenticated(f"the token was good until {at}: make another with `geres token create`")
-    return Caller(
-        *(row["tenant_id"], row["tenant"], row["subject"], row["role"]),
-        token_id=row["id"],
-        node=row["node_name"] or "",
-        pool=row["pool"] or "",
-    )
+        until = rfc3339(row["expires_at"])
+        return f"the token was good until {until}: make another with `geres token create`"
+    return None
+
+
+def find_account(tx: Tx, name: str, *, role: UserRole, now_us: int) -> Caller:
+    """The user with the name of an account of the server's machine; one that is new gets this role.
+
+    An admin by account stays one.  Raises Unauthenticated where the user was disabled.
+    """
+    tenant_id = sharing.ensure_tenant(tx, LOCAL_TENANT, now_us=now_us)
+    user = tx.one("find_user", tenant_id=tenant_id, name=name)
+    if user is None:
+        tx.run("create_user", tenant_id=tenant_id, name=name, role=role, now_us=now_us)
+    elif user["disabled_at"] is not None:
+        raise Unauthenticated(f"the user {name} was disabled: ask your administrator")
+    elif role != "admin":
+        role = user["role"]
+    return Caller(tenant_id, LOCAL_TENANT, name, role)
 
 
 def tenant_id_of(tx: Tx, name: str) -> int | None:
