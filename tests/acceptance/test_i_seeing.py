@@ -43,6 +43,9 @@ def mixed(cluster):
     return ids
 
 
+MIXED = ["ok", "named", "failed", "cancelled"]
+
+
 def listed(cluster, *words):
     """The ids that `geres tasks WORDS` lists."""
     return cluster.run("tasks", "-q", *words, check=True).stdout.split()
@@ -54,11 +57,12 @@ def listed(cluster, *words):
         (("--job", "left"), ["named", "ok"]),
         (("--job", "right", "--state", "failed"), ["failed"]),
         (("--state", "failed,cancelled", "--filter", 'meta.set=="mixed"'), ["cancelled", "failed"]),
-        (("--filter", 'meta.set=="mixed" and exit_code!=0'), ["cancelled", "failed"]),
+        (("--filter", 'meta.set=="mixed" and exit_code!=0'), ["failed"]),
         (("--filter", 'meta.set=="mixed" and exit_code>0'), ["failed"]),
         (("--filter", 'meta.set=="mixed" and (name=="nice name" or reason=="requested")'), None),
         (("--filter", "meta.size in ('1', '2')"), ["failed", "ok"]),
-        (("--filter", 'meta.set=="mixed"', "--sort", "id"), ["ok", "named", "failed", "cancelled"]),
+        (("--filter", 'meta.set=="mixed"', "--sort", "id"), MIXED),
+        (("--filter", 'meta.set=="mixed" and cpus == 1 and memory_bytes < "1K"', "--sort", "id"), MIXED),
         (("--grep", "found me"), ["named"]),
         (("--name", "nice name"), ["named"]),
         (("--job", "left", "--user", "nobody-here"), []),
@@ -163,6 +167,8 @@ def test_u122_use_can_be_printed_and_unknown_fields_are_named(cluster):
     assert int(size) > 100 << 20
     assert wrong.returncode == 2
     assert "colour" in wrong.stderr
+    nested = cluster.run("tasks", "--name", "no such", "--format", "{usage.wall}")
+    assert (nested.returncode, "usage.wall_seconds" in nested.stderr) == (2, True)
 
 
 def test_u122_control_characters_in_names_are_shown_escaped(cluster):

@@ -10,8 +10,10 @@ from geres.cli.output import (
     Column,
     Formatter,
     Style,
+    check_names,
     colour,
     escape,
+    named_fields,
     pick,
     plain,
     print_list,
@@ -20,7 +22,7 @@ from geres.cli.output import (
     table_lines,
 )
 from geres.errors import Invalid
-from geres.model.tasks import Usage
+from geres.model.tasks import Task, Usage
 
 ROW = {"id": "12.7", "state": "running", "exit_code": None, "usage": {"max_rss_bytes": 5}, "meta": {"a": "b"}}
 COLUMNS = [Column("id", "ID"), Column("state", "STATE"), Column("usage.max_rss_bytes", "PEAK", right=True)]
@@ -32,9 +34,9 @@ COLUMNS = [Column("id", "ID"), Column("state", "STATE"), Column("usage.max_rss_b
         ("{id:>8} {state}", "    12.7 running"),
         ("{id} {usage.max_rss_bytes}", "12.7 5"),
         ("{usage.max_rss_bytes:>6,}|", "     5|"),
-        ("[{exit_code}]", "[]"),
-        ("[{exit_code:>4d}]", "[    ]"),
-        ("{usage.wall_seconds}|", "|"),
+        ("[{exit_code}]", "[-]"),
+        ("[{exit_code:>4d}]", "[   -]"),
+        ("{usage.wall_seconds}|", "-|"),
         ("{meta}", '{"a":"b"}'),
         (r"{id}\t{meta.a}", "12.7\tb"),
         ("{id}{{x}}", "12.7{x}"),
@@ -54,8 +56,28 @@ def test_a_format_that_cannot_work_is_refused(text, problem):
 
 
 def test_a_field_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(Invalid, match="no field 'stat'; there are exit_code, id"):
+    with pytest.raises(Invalid, match=r"no field 'stat' \(did you mean state\?\); there are exit_code, id"):
         Formatter("{stat}")(ROW)
+
+
+@pytest.mark.parametrize(
+    ("style", "problem"),
+    [
+        (Style(format="{id} {usage.wall}"), r"format: .*'usage.wall' \(did you mean [a-z_.]+\?\)"),
+        (Style(format="{state.x}"), "there are .*, meta, meta.KEY, .*usage.wall_seconds"),
+        (Style(select=("id", "colour")), "select: there is no field 'colour'"),
+    ],
+)
+def test_names_are_checked_before_anything_is_asked_for(style, problem):
+    with pytest.raises(Invalid, match=problem):
+        check_names(style, Task)
+
+
+def test_names_of_maps_lists_and_inner_objects_are_known():
+    check_names(Style(format="{meta.proj} {usage.wall_seconds} {command.0} {command}"), Task)
+    assert named_fields(Style(format="{meta.a}{id}{usage.x}"), COLUMNS) == ["meta", "id", "usage"]
+    assert named_fields(Style(), COLUMNS) == ["id", "state", "usage"]
+    assert named_fields(Style(quiet=True), COLUMNS) == ["id"]
 
 
 def test_control_characters_are_shown_and_not_sent_to_the_terminal():

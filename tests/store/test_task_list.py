@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from geres.errors import Invalid, NotFound
 from geres.model.jobs import ArraySpec
-from geres.model.tasks import TaskPage, TaskSpec
-from geres.store import task_actions, task_list, tasks
+from geres.model.tasks import Task, TaskPage, TaskSpec
+from geres.store import task_actions, task_fields, task_list, tasks
 from geres.store.task_list import TaskQuery
 from tests.store.world import SECOND, World, ended, key
 
@@ -216,3 +217,21 @@ def test_what_has_no_exit_code_differs_from_none(world: World) -> None:
 
     assert listed(world, filter="exit_code != 0") == [fails]
     assert listed(world, filter="exit_code == None") == [waits]
+
+
+def test_some_fields_are_those_of_the_whole_task(world: World) -> None:
+    node = world.connect()
+    ids = world.submit(4, name="x", meta={"a": "b"})
+    world.job(task=TaskSpec(shell="echo {}"), array=ArraySpec(items=["p", "q"]))
+    for number, (task, attempt) in enumerate(world.assign(node, 3)):
+        if number:
+            world.turn(node, 0, ended=[ended(task, attempt, "failed")])
+    world.db.call(task_actions.cancel, world.ann, [key(ids[3])], now_us=world.now_us)
+    names = [field.name for field in msgspec.structs.fields(Task)]
+    whole = [msgspec.to_builtins(task) for task in page(world).items]
+
+    for some in (names, [*task_fields._SHOWN], ["state"], ["node"], ["shell", "name"]):
+        found = page(world, fields=",".join(some)).items
+        assert msgspec.to_builtins(found) == [{name: task[name] for name in some} for task in whole]
+    with pytest.raises(Invalid, match="'nope' is no field of a task; there are assigned_at, attempt, "):
+        page(world, fields="id,nope")

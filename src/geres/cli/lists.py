@@ -1,4 +1,7 @@
-"""How lists page and end: mine, newest first, 50 lines on a terminal, then "shown of matched"."""
+"""How lists page and end: mine, newest first, 50 lines on a terminal, then "shown of matched".
+
+A list asks only for what it prints: the fields of its columns, or whole objects as text where JSON is wanted.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,23 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from geres.cli.output import TERMINAL_LINES, Column, Style, print_list, say
+import msgspec
+
+from geres.cli.output import TERMINAL_LINES, Column, Style, check_names, named_fields, print_list, say
+from geres.model.jobs import Job, JobPage
+from geres.model.tasks import PartPage, Task
 from geres.model.units import parse_duration, parse_time, rfc3339
 
 _PAGE = 1000
+_LARGE_PAGE = 5000  #: where all are wanted
+
+
+class RawPage(msgspec.Struct, kw_only=True):
+    """A page of objects as the API wrote them."""
+
+    items: list[msgspec.Raw]
+    next_cursor: str | None = None
+    matched: int | None = None
 
 
 def whose(client: Any, user: str | None, everyone: bool) -> str | None:
@@ -25,12 +41,20 @@ def show_pages(
 ) -> None:
     """Print a list of tasks or jobs; `limit` 0 means all, None 50 lines on a terminal and all elsewhere."""
     most = limit if limit is not None else (0 if style.complete else TERMINAL_LINES)
-    pages = client.task_pages if kind == "tasks" else client.job_pages
-    size = min(most, _PAGE) if most else _PAGE
+    check_names(style, Task if kind == "tasks" else Job)
+    size = min(most, _PAGE) if most else _LARGE_PAGE
     matched: list[int | None] = [None]
+    asked: dict[str, Any] = {"limit": size, "count": style.table or None, **query}
+    if style.json or style.jsonl:
+        asked["kind"] = RawPage
+    elif kind == "tasks":
+        asked["kind"], asked["fields"] = PartPage, ",".join(named_fields(style, columns))
+    else:
+        asked["kind"] = JobPage
+    pages = (client.task_pages if kind == "tasks" else client.job_pages)(**asked)
 
     def items() -> Iterator[Any]:
-        for number, page in enumerate(pages(limit=size, count=style.table or None, **query)):
+        for number, page in enumerate(_ahead(pages) if not most else pages):
             if number == 0:
                 matched[0] = page.matched
             yield from page.items
@@ -43,6 +67,21 @@ def show_pages(
             say(f"no {kind}" + ("; `--all` shows everybody's" if query.get("user") else ""))
         else:
             say(f"{shown:,} of {total:,} {kind}")
+
+
+def _ahead(pages: Iterator[Any]) -> Iterator[Any]:
+    """The pages, each asked for while the one before is printed."""
+    from concurrent.futures import ThreadPoolExecutor  # only lists that are read whole need it
+
+    with ThreadPoolExecutor(1) as threads:
+        coming = threads.submit(next, pages, None)
+        while (page := coming.result()) is not None:
+            if page.next_cursor is not None:
+                coming = threads.submit(next, pages, None)
+                yield page
+            else:
+                yield page
+                return
 
 
 def moment(text: str | None, field: str) -> str | None:

@@ -6,8 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import IO, Any
+from datetime import date, datetime
+from difflib import get_close_matches
+from functools import lru_cache
+from types import UnionType
+from typing import IO, Any, get_args, get_origin
 
 import click
 import msgspec
@@ -48,6 +51,7 @@ class Column:
     show: Callable[[Any], str] | None = None
     right: bool = False
     of_row: bool = False  #: `show` gets the whole object, for a cell made of several values
+    needs: tuple[str, ...] = ()  #: other fields that such a cell is made of
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def print_list(
     Items are printed as they come, but for tables on a terminal, which are aligned first.
     """
     chosen = [_column(name, columns) for name in style.select] or columns
-    if style.select:
+    if style.select and not (style.json or style.jsonl):
         items = _with_fields(items, style.select)
     if style.json:
         return _print_json(items)
@@ -144,10 +148,58 @@ def print_one(style: Style, item: Any, lines: Callable[[Any], Iterable[str]], *,
             write_line(line)
 
 
+def check_names(style: Style, kind: type) -> None:
+    """Raise Invalid where --format or --select names what objects of this kind do not have."""
+    names = Formatter(style.format).names if style.format is not None else list(style.select)
+    if names:
+        known = field_names(kind)
+        within = tuple(
+            one.removesuffix("KEY").removesuffix("N") for one in known if one.endswith((".KEY", ".N"))
+        )
+        for name in names:
+            if name not in known and not name.startswith(within):
+                raise _no_field(name, known, "format" if style.format is not None else "select")
+
+
+def named_fields(style: Style, columns: list[Column]) -> list[str]:
+    """The fields of an object that printing it in this style takes."""
+    if style.format is not None:
+        names = Formatter(style.format).names
+    elif style.quiet:
+        names = ["id"]
+    else:
+        chosen = [_column(name, columns) for name in style.select] or columns
+        names = [name for column in chosen for name in (column.name, *column.needs)]
+    return list(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def field_names(kind: Any, within: str = "") -> list[str]:
+    """The dotted names of all that objects of this kind hold; `meta.KEY` for a map."""
+    names: list[str] = []
+    for field in msgspec.structs.fields(kind):
+        whole = within + field.name
+        names.append(whole)
+        for one in get_args(field.type) if isinstance(field.type, UnionType) else (field.type,):
+            if get_origin(one) is dict:
+                names.append(f"{whole}.KEY")
+            elif get_origin(one) is list:
+                names.append(f"{whole}.N")
+            elif isinstance(one, type) and issubclass(one, msgspec.Struct):
+                names += field_names(one, f"{whole}.")
+    return names
+
+
+def _no_field(name: str, known: Iterable[str], option: str) -> Invalid:
+    near = get_close_matches(name, known, n=1)
+    hint = f" (did you mean {near[0]}?)" if near else ""
+    names = ", ".join(sorted(known))
+    return Invalid(f"{option}: there is no field {name!r}{hint}; there are {names}", field=option)
+
+
 class Formatter:
     """Python's format language over dotted names: `{id:>8} {usage.max_rss_bytes}`.
 
-    What has no value prints nothing, in the width that was asked for.
+    What has no value prints `-`, so that columns stay in their places.
     """
 
     def __init__(self, text: str) -> None:
@@ -160,7 +212,8 @@ class Formatter:
             raise Invalid(
                 f"format: {error}; write names in braces, like '{{id:>8}} {{state}}'", field="format"
             ) from None
-        if not any(name is not None for _, name, _ in self._parts):
+        self.names = [name for _, name, _ in self._parts if name is not None]
+        if not self.names:
             raise Invalid(
                 "format: names no field; write names in braces, like '{id:>8} {state}'", field="format"
             )
@@ -180,7 +233,7 @@ class Formatter:
         if isinstance(value, str):
             value = escape(value)
         if value is None:
-            value = ""
+            value = "-"
             spec = spec.rstrip("bcdeEfFgGnoxX%,_")
         try:
             return format(value, spec)
@@ -207,8 +260,7 @@ def pick(row: Any, name: str, *, strict: bool = False, option: str = "format") -
             return None
         if isinstance(value, dict):
             if part not in value and strict and value is row:
-                known = ", ".join(sorted(value))
-                raise Invalid(f"{option}: there is no field {name!r}; there are {known}", field=option)
+                raise _no_field(name, value, option)
             value = value.get(part)
         elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
@@ -252,11 +304,16 @@ def show_time(text: str | None, *, utc: bool = False, now: datetime | None = Non
     """A time of the API for people: local unless `utc`; today's without the date."""
     if text is None:
         return ""
-    moment = datetime.fromisoformat(text)
     if utc:
-        return f"{moment:%Y-%m-%d %H:%M:%S}Z"
-    moment = moment.astimezone()
+        return f"{datetime.fromisoformat(text):%Y-%m-%d %H:%M:%S}Z"
     today = (now or datetime.now().astimezone()).date()
+    return _local(text[:19] + text[26:] if text[19:20] == "." else text, today)
+
+
+@lru_cache(maxsize=4096)
+def _local(text: str, today: date) -> str:
+    """Long lists have many times of the same second."""
+    moment = datetime.fromisoformat(text).astimezone()
     return f"{moment:%H:%M:%S}" if moment.date() == today else f"{moment:%Y-%m-%d %H:%M}"
 
 
@@ -358,7 +415,8 @@ def _csv_cell(value: Any) -> Any:
 
 
 def _print_table(items: Iterable[Any], columns: list[Column], style: Style) -> int:
-    rows = [[_cell(column, row, style) for column in columns] for row in map(plain, items)]
+    cells = [_cell_of(column, style) for column in columns]
+    rows = [[cell(row) for cell in cells] for row in map(plain, items)]
     headings = [column.heading for column in columns]
     for line in table_lines(headings, rows, [column.right for column in columns], _width()):
         write_line(line)
@@ -371,13 +429,21 @@ def table_lines(
     """Aligned lines; where `width` is known the last column is cut to it.  No rows, no heading."""
     if not rows:
         return
-    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
+    widths = [
+        max(len(heading), max(map(len, column)))
+        for heading, column in zip(headings, zip(*rows, strict=True), strict=True)
+    ]
     if width is not None:
         room = width - sum(widths[:-1]) - len(_GAP) * (len(widths) - 1)
         widths[-1] = min(widths[-1], max(room, _NARROWEST))
     bold = wants_colour(sys.stdout)
     heading = _line(headings, widths, right)
     yield f"\x1b[1m{heading}\x1b[0m" if bold else heading
+    if width is None and not bold:  # nothing to cut or colour
+        line = _GAP.join(f"%{'' if right[i] else '-'}{widths[i]}s" for i in range(len(widths)))
+        for row in rows:
+            yield (line % tuple(row)).rstrip()
+        return
     for row in rows:
         yield _line(row, widths, right, coloured=bold)
 
@@ -393,17 +459,28 @@ def _line(cells: list[str], widths: list[int], right: list[bool], *, coloured: b
     return _GAP.join(parts).rstrip()
 
 
-def _cell(column: Column, row: Any, style: Style) -> str:
-    value = pick(row, column.name)
-    if column.show is None and column.name.endswith(("_at", "_since")):
-        return show_time(value, utc=style.utc)
-    if column.show is not None:
-        return escape(column.show(row if column.of_row else value))
+def _cell_of(column: Column, style: Style) -> Callable[[Any], str]:
+    """What makes a column's cell out of an object."""
+    name, show = column.name, column.show
+    if show is not None and column.of_row:
+        return lambda row: escape(show(row))
+    get: Callable[[Any], Any] = lambda row: pick(row, name) if "." in name else row.get(name)  # noqa: E731
+    if show is not None:
+        return lambda row: escape(show(get(row)))
+    if name.endswith(("_at", "_since")):
+        now = datetime.now().astimezone()
+        return lambda row: show_time(get(row), utc=style.utc, now=now)
+    return lambda row: _text(get(row))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return escape(value)
     if isinstance(value, float):
         return f"{value:.15g}"
     if isinstance(value, (dict, list)):
         return escape(msgspec.json.encode(value).decode()) if value else ""
-    return "" if value is None else escape(str(value))
+    return "" if value is None else str(value)
 
 
 def _width() -> int | None:

@@ -54,6 +54,11 @@ def _shortened(text: str | None) -> str:
     return text if len(text) <= _LONGEST_MESSAGE else text[: _LONGEST_MESSAGE - 1] + "…"
 
 
+_RAN = Column(
+    "usage.wall_seconds", "RAN", _ran_for, right=True, of_row=True, needs=("started_at", "ended_at")
+)
+_COMMAND = Column("command", "COMMAND", command_of, of_row=True, needs=("shell",))
+_EXIT = Column("exit_code", "EXIT", _ended_how, right=True, of_row=True, needs=("signal",))
 _COLUMNS = [
     Column("id", "ID"),
     Column("name", "NAME"),
@@ -64,30 +69,30 @@ _COLUMNS = [
     Column("cpus", "CPUS", show_number, right=True),
     Column("memory_bytes", "MEMORY", show_bytes, right=True),
     Column("created_at", "CREATED"),
-    Column("usage.wall_seconds", "RAN", _ran_for, right=True, of_row=True),
-    Column("command", "COMMAND", command_of, of_row=True),
+    _RAN,
+    _COMMAND,
 ]
 _HISTORY_COLUMNS = [
     Column("id", "ID"),
     Column("name", "NAME"),
     Column("state", "STATE"),
     Column("reason", "REASON"),
-    Column("exit_code", "EXIT", _ended_how, right=True, of_row=True),
+    _EXIT,
     Column("node", "NODE"),
     Column("ended_at", "ENDED"),
-    Column("usage.wall_seconds", "RAN", _ran_for, right=True, of_row=True),
+    _RAN,
     Column("usage.max_rss_bytes", "PEAK", show_bytes, right=True),
-    Column("command", "COMMAND", command_of, of_row=True),
+    _COMMAND,
 ]
 _DEAD_COLUMNS = [
     Column("id", "ID"),
     Column("name", "NAME"),
     Column("reason", "REASON"),
-    Column("exit_code", "EXIT", _ended_how, right=True, of_row=True),
+    _EXIT,
     Column("attempt", "TRIES", show_number, right=True),
     Column("ended_at", "ENDED"),
     Column("message", "MESSAGE", _shortened),
-    Column("command", "COMMAND", command_of, of_row=True),
+    _COMMAND,
 ]
 
 

@@ -251,6 +251,14 @@ class TaskPage(Struct, kw_only=True):
     matched: int | None = None  #: how many the filter matches; None where it was not asked for
 
 
+class PartPage(Struct, kw_only=True):
+    """A page of tasks with some of their fields."""
+
+    items: list[dict[str, Any]]
+    next_cursor: str | None = None
+    matched: int | None = None
+
+
 class Results(Struct, kw_only=True):
     """A piece of a job's results stream.  Ask again with `after=last`."""
 

@@ -18,7 +18,8 @@ from geres.model.units import rfc3339
 from geres.store.database import Row, Tx
 
 _MICROS = 1_000_000
-_NEW = frozenset({TaskState.BLOCKED, TaskState.QUEUED, TaskState.HELD})
+#: A task in one of these has no attempt that ended, where its number is 0.
+NEW = frozenset({TaskState.BLOCKED, TaskState.QUEUED, TaskState.HELD})
 _spec_decoder = msgspec.json.Decoder(KnownSpec)
 _argv_decoder = msgspec.json.Decoder(list[str] | str)
 
@@ -40,7 +41,7 @@ def tasks_by_id(tx: Tx, keys: Iterable[int]) -> dict[int, Task]:
     if not wanted:
         return {}
     rows = tx.all("show_tasks", task_ids=wanted)
-    tried = [row["id"] for row in rows if row["attempt"] or row["state"] not in _NEW]
+    tried = [row["id"] for row in rows if row["attempt"] or row["state"] not in NEW]
     attempts = tx.all("show_last_attempts", task_ids=tried) if tried else []
     last = {row["task_id"]: row for row in attempts}
     return {row["id"]: Task(**task_fields(row, last.get(row["id"]))) for row in rows}

@@ -14,9 +14,9 @@ from geres.errors import Invalid
 from geres.model.callers import Caller
 from geres.model.expressions import Field, is_storable, to_sql
 from geres.model.states import FINAL, ON_NODE, WAITING, TaskState
-from geres.model.tasks import TaskPage
+from geres.model.tasks import PartPage, TaskPage
 from geres.model.units import parse_time
-from geres.store import show
+from geres.store import show, task_fields
 from geres.store.database import Tx
 from geres.store.job_counts import count_states
 from geres.store.sql import statements
@@ -66,7 +66,8 @@ _CLASSES = {
     "sqlite": "(SELECT id, CAST(COALESCE(body->>'cpus_milli', 1000) AS INTEGER) AS cpus_milli,"
     " CAST(COALESCE(body->>'memory_bytes', 0) AS INTEGER) AS memory_bytes,"
     " CAST(COALESCE(body->>'gpus', 0) AS INTEGER) AS gpus FROM resource_class WHERE json_valid(body))",
-    "postgres": "(SELECT id, CAST(COALESCE(CAST(body AS JSON)->>'cpus_milli', '1000') AS BIGINT) AS cpus_milli,"
+    "postgres": "(SELECT id,"
+    " CAST(COALESCE(CAST(body AS JSON)->>'cpus_milli', '1000') AS BIGINT) AS cpus_milli,"
     " CAST(COALESCE(CAST(body AS JSON)->>'memory_bytes', '0') AS BIGINT) AS memory_bytes,"
     " CAST(COALESCE(CAST(body AS JSON)->>'gpus', '0') AS BIGINT) AS gpus FROM resource_class)",
 }
@@ -98,10 +99,11 @@ _JOINS = {
     "s": "JOIN spec s ON s.id = t.spec_id",
     "l": "JOIN lane l ON l.id = t.lane_id",
     "p": "JOIN pool p ON p.id = l.pool_id",
+    "m": "LEFT JOIN node m ON m.id = t.node_id",
     "c": "JOIN {classes} c ON c.id = l.class_id",
 }
 _NEEDS = {"n": ("a",), "p": ("l",), "c": ("l",)}
-_ALIAS = re.compile(r"\b([anjslpc])\.")
+_ALIAS = re.compile(r"\b([anjslpcm])\.")
 _WORDS = {"pending": WAITING, "final": FINAL, "on_node": ON_NODE}
 
 
@@ -123,6 +125,7 @@ class TaskQuery(Struct, kw_only=True, forbid_unknown_fields=True):
     limit: int = 100
     cursor: str | None = None
     count: bool = False  #: fill `matched`
+    fields: str | None = None  #: only these of each task, parted by commas: of use in long lists
 
 
 class _Order(NamedTuple):
@@ -136,12 +139,19 @@ class _Order(NamedTuple):
         )
 
     def after(self, values: list[Any]) -> tuple[str, dict[str, Any]]:
-        """The condition for what comes behind a row with these values."""
+        """The condition for what comes behind a row with these values, so that an index begins there."""
         conditions, parameters = [], {f"k{i}": value for i, value in enumerate(values)}
+        if len(set(self.descending)) == 1:
+            sign = "<" if self.descending[0] else ">"
+            return (
+                f" AND ({', '.join(self.columns)}) {sign} ({', '.join(':' + k for k in parameters)})",
+                parameters,
+            )
         for i, (column, down) in enumerate(zip(self.columns, self.descending, strict=True)):
             equal = "".join(f"{self.columns[j]} = :k{j} AND " for j in range(i))
             conditions.append(f"({equal}{column} {'<' if down else '>'} :k{i})")
-        return " AND (" + " OR ".join(conditions) + ")", parameters
+        first = f"{self.columns[0]} {'<=' if self.descending[0] else '>='} :k0"
+        return f" AND {first} AND ({' OR '.join(conditions)})", parameters
 
 
 class _Where:
@@ -156,13 +166,14 @@ class _Where:
         self.parameters.update(parameters)
 
 
-def list_tasks(tx: Tx, caller: Caller, query: TaskQuery, *, job_id: int | None) -> TaskPage:
+def list_tasks(tx: Tx, caller: Caller, query: TaskQuery, *, job_id: int | None) -> TaskPage | PartPage:
     """One page of the tasks that match, with the cursor of the next one.
 
     Pages do not repeat a task while others are added.  `job_id` is what `query.job` means.  Raises Invalid.
     """
     if not 1 <= query.limit <= MOST_ON_PAGE:
         raise Invalid(f"limit: {query.limit} is not between 1 and {MOST_ON_PAGE}", field="limit")
+    names = None if query.fields is None else task_fields.read_names(query.fields)
     states = _states(query)
     where = _conditions(tx, query, states, job_id)
     order, mark = _order(query, states)
@@ -171,14 +182,19 @@ def list_tasks(tx: Tx, caller: Caller, query: TaskQuery, *, job_id: int | None) 
         condition, parameters = order.after(_read_cursor(query.cursor, mark, len(order.columns)))
         where.text += condition
         where.parameters.update(parameters)
-    columns = ", ".join(f"{column} AS c{i}" for i, column in enumerate(order.columns))
+    shown = [] if names is None else task_fields.columns_of(names)
+    columns = ", ".join(f"{column} AS c{i}" for i, column in enumerate([*order.columns, *shown]))
     sql = _fill(tx, "select_task_ids", where.text, order.sql(), columns)
     found = tx.text(sql, {"tenant_id": caller.tenant_id, "limit": query.limit + 1, **where.parameters})
     more, found = len(found) > query.limit, found[: query.limit]
-    tasks = show.tasks_by_id(tx, [row["id"] for row in found])
     cursor = None
     if more:
         cursor = _write_cursor(mark, [found[-1][f"c{i}"] for i in range(len(order.columns))])
+    if names is not None:
+        rows = [tuple(row.values())[-len(shown) :] for row in found]
+        items = task_fields.fields_of(tx, names, shown, rows)
+        return PartPage(items=items, next_cursor=cursor, matched=matched)
+    tasks = show.tasks_by_id(tx, [row["id"] for row in found])
     return TaskPage(
         items=[tasks[row["id"]] for row in found if row["id"] in tasks], next_cursor=cursor, matched=matched
     )
