@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import socket
@@ -13,9 +14,10 @@ import pytest
 
 from geres.errors import Conflict, Invalid
 from geres.model.callers import Role
+from geres.model.wire import Frame
 from geres.store import tokens
 from geres.store.database import Tx, open_database
-from tests.api.world import Api
+from tests.api.world import Agent, Api
 
 
 def add_token(api: Api, token: str, role: Role, subject: str = "eve") -> str:
@@ -250,3 +252,13 @@ def test_stopping_answers_those_who_wait(api: Api) -> None:
 
     assert json.loads(waiting.getresponse().read())["state"] == "queued"
     waiting.close()
+
+
+def test_a_good_bye_is_stored_when_the_server_stops_at_once(tmp_path: Path) -> None:
+    with Api(tmp_path) as api:
+        agent = Agent(api)
+        agent.send(Frame(drain=True))
+        agent.close()
+        api.stop()
+    with contextlib.closing(sqlite3.connect(tmp_path / "geres.db")) as database:
+        assert database.execute("SELECT state FROM node").fetchall() == [("offline",)]

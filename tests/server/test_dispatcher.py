@@ -251,3 +251,18 @@ async def test_a_signal_is_sent_once_however_often_the_bell_rings(servers: Serve
         await Asking(servers.db, servers.dispatcher).step()
 
     assert [ask.signal for frame in servers.frames for ask in frame.ask] == [1]
+
+
+async def test_a_good_bye_is_stored_when_the_store_is_back(servers: Servers) -> None:
+    desk = await servers.connect()
+    servers.dispatcher.disconnect(desk, "it has ended")
+    servers.dispatcher.leave(desk)  # waits for nothing: the task of the connection may be cancelled any time
+
+    servers.db.loses_answers = True
+    with pytest.raises(StoreUnavailable):
+        await servers.leases.renew_step()
+    servers.db.loses_answers = False
+    await servers.leases.renew_step()
+
+    assert servers.world.rows("SELECT state FROM node") == [{"state": "offline"}]
+    assert not servers.dispatcher.left

@@ -35,7 +35,7 @@ class Dispatcher(Protocol):
 
     def disconnect(self, desk: Desk, why: str) -> None: ...
 
-    async def leave(self, desk: Desk) -> None: ...
+    def leave(self, desk: Desk) -> None: ...
 
 
 class _Outbox:
@@ -79,15 +79,7 @@ async def serve_agent(dispatcher: Dispatcher, receive: Receive, send: Send) -> N
     finally:
         dispatcher.disconnect(desk, "the connection has ended")
         if desk.leaving:
-            with anyio.CancelScope(shield=True):
-                await _leave(dispatcher, desk)
-
-
-async def _leave(dispatcher: Dispatcher, desk: Desk) -> None:
-    try:
-        await dispatcher.leave(desk)
-    except GeresError as error:
-        log.warning("a good-bye could not be stored; its lease will end: %s", error)
+            dispatcher.leave(desk)
 
 
 async def _hello(receive: Receive) -> Hello | str:

@@ -68,6 +68,7 @@ class Dispatcher:
         self._lease_seconds = lease_seconds
         self.bell = Doorbell()
         self.desks: dict[int, Desk] = {}
+        self.left: dict[int, int] = {}  #: nodes that said good-bye, and the epoch; not stored yet
         self._started: list[tuple[int, int, int, int]] = []
         self._asked_done: list[tuple[int, int, int, str]] = []
         self._ended: list[tuple[int, Ended]] = []
@@ -168,9 +169,9 @@ class Dispatcher:
             self.disconnect(desk, "this server is stopping: connect again")
             await anyio.sleep(pause)
 
-    async def leave(self, desk: Desk) -> None:
-        """The agent said good-bye."""
-        await self._db.run(nodes.goodbye, desk.node_id, desk.epoch, now_us=self._clock())
+    def leave(self, desk: Desk) -> None:
+        """The agent said good-bye; a loop stores it: the task of a connection may be cancelled any time."""
+        self.left[desk.node_id] = desk.epoch
 
     # what agents say
 

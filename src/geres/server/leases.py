@@ -35,7 +35,7 @@ class Leases:
         self._renewed_us = self._alive_us = clock()
 
     async def renew_step(self) -> bool:
-        """Renew the leases of the nodes that were heard, and move the states of nodes."""
+        """Renew the leases of the nodes that were heard, note who left, and move the states of nodes."""
         dispatcher = self._dispatcher
         beats = [desk for desk in dispatcher.desks.values() if desk.heartbeat]
         now_us = self._clock()
@@ -56,6 +56,11 @@ class Leases:
                     desk.send(Frame(heartbeat_ack=True))
                 else:
                     dispatcher.disconnect(desk, "another server holds this node")
+        while dispatcher.left:
+            node_id, epoch = next(iter(dispatcher.left.items()))
+            await self._db.run_as(Order.HEARTBEAT, nodes.goodbye, node_id, epoch, now_us=now_us)
+            if dispatcher.left.get(node_id) == epoch:
+                del dispatcher.left[node_id]
         changed = [desk for desk in dispatcher.desks.values() if desk.shown != _state(desk)]
         if changed:
             states = [(desk.node_id, desk.epoch, _state(desk)) for desk in changed]

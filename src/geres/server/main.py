@@ -319,6 +319,7 @@ class _Server:
         try:
             while await self._dispatcher.step():
                 pass
+            await self._leases.renew_step()
         except StoreUnavailable as error:
             log.warning("the last reports could not be stored: %s", error)
 

@@ -391,10 +391,9 @@ async def _uncancelled(future: asyncio.Future[T]) -> T:
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
+        future.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody else asks
         if not future.done():
             await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()
         raise
 
 
