@@ -67,6 +67,8 @@ class ServerConfig(Struct, frozen=True):
 class AgentConfig(Struct, frozen=True):
     """Options of `geres agent`: what its node offers, and how tasks run there."""
 
+    #: What `geres node join-token` printed: this machine becomes a node with it, once.
+    join: str = ""
     #: The node's name; empty for the host's.
     name: str = ""
     pool: str = "default"
@@ -532,4 +534,6 @@ def _one_of(key: str, value: str, known: tuple[str, ...]) -> Iterator[tuple[str,
 
 def is_loopback(host: str) -> bool:
     """True for an address that only this machine reaches."""
+    if host.startswith("unix://"):
+        return True
     return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None

@@ -15,8 +15,8 @@ import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 
-from geres import config, trust
-from geres.agent.access import Access
+from geres import config, trust, unix_socket
+from geres.agent.access import REMEDY, Access
 from geres.agent.machine import heartbeat, hello
 from geres.agent.node import Node
 from geres.config import AgentConfig
@@ -24,7 +24,6 @@ from geres.model.wire import Frame, Welcome, decode, encode
 
 log = logging.getLogger("geres.agent.channel")
 
-_REMEDY = "join again with a new join token of `geres node join-token`"
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
 _OPEN_SECONDS = 15.0
@@ -36,25 +35,21 @@ class Refused(Exception):
     """The server said why it does not go on with this connection."""
 
 
-def websocket_url(url: str, path: str) -> str:
-    """`ws://host/path` for `http://host`."""
-    scheme, _, rest = url.rstrip("/").partition("://")
-    return f"{'wss' if scheme in ('https', 'wss') else 'ws'}://{rest}{path}"
-
-
 def open_websocket(access: Access, path: str, ping_seconds: float | None) -> connect:
     """A WebSocket to a server, to be entered.  No proxy stands between us and a server of this machine."""
     loopback = config.is_loopback(urlsplit(access.url).hostname or "")
+    uri, place = unix_socket.websocket(access.url, path)
+    options = {"proxy": None if loopback else True, **place}
     return connect(
-        websocket_url(access.url, path),
+        uri,
         additional_headers=access.headers,
         compression=None,
         max_size=None,
         open_timeout=_OPEN_SECONDS,
         ping_interval=ping_seconds,
         ping_timeout=ping_seconds,
-        proxy=None if loopback else True,
         user_agent_header=None,
+        **options,
         **trust.websocket_tls(access.url, access.fingerprint),
     )
 
@@ -88,7 +83,7 @@ class Channel:
                 await self._serve()
                 why = "the server closed it"
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, Refused) as error:
-                refused = trust.refusal(error, self._access.url, remedy=_REMEDY)
+                refused = trust.refusal(error, self._access.url, remedy=REMEDY)
                 why = str(refused or error) or type(error).__name__
             except InvalidURI as error:
                 url = self._access.url

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import pwd
+import secrets
 import socket
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import psutil
 import geres
 from geres.agent.supervisor import boot_id
 from geres.config import AgentConfig, host_id
+from geres.files import write_private
 from geres.model.wire import PROTOCOL, AttemptKey, Heartbeat, Hello, attempts_checksum
 
 
@@ -63,7 +65,18 @@ def hello(
         pool=config.pool,
         slots=config.slots,
         gpu_ids=gpu_ids,
+        instance=_instance(folder),
     )
+
+
+def _instance(folder: Path) -> str:
+    """The number of this agent's folder, made at its first use."""
+    path = folder / "instance"
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        write_private(path, secrets.token_hex(8))
+        return path.read_text().strip()
 
 
 def heartbeat(folder: Path, attempts: list[AttemptKey], draining: bool) -> Heartbeat:

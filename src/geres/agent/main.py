@@ -20,7 +20,8 @@ import msgspec
 
 from geres import config as settings
 from geres import log_setup
-from geres.agent.access import Access
+from geres.agent import access as joining
+from geres.agent.access import Access, Credential
 from geres.agent.accounts import Accounts, let_pass, own_account
 from geres.agent.channel import Channel
 from geres.agent.link import Link, ask, socket_path
@@ -33,6 +34,7 @@ from geres.agent.upkeep import Upkeep
 from geres.agent.upload import Uploader
 from geres.config import AgentConfig, LogConfig
 from geres.errors import GeresError, Invalid
+from geres.model.joining import parse_invitation
 from geres.model.units import parse_cpus, parse_size
 
 log = logging.getLogger("geres.agent")
@@ -156,8 +158,8 @@ async def _keep_link(link: Link, lost: asyncio.Event, node: Node) -> None:
         lost.clear()
         log.warning("the supervisor is gone; another one is started")
         link.reap()
-        node.orders.forget_supervisor()
         await link.open()
+        node.linked()
 
 
 async def _forever(step: Any) -> None:
@@ -212,12 +214,23 @@ async def _until_idle(stop: Stop, node: Node) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """`geres agent`.  Returns the exit status."""
+    words = _parser().parse_args(sys.argv[1:] if argv is None else argv)
+    home = Path(words.home).absolute() if words.home else settings.home()
     try:
-        options = _options(sys.argv[1:] if argv is None else argv)
-        lock = _lock(options.folder)
+        if words.renew:
+            _say(f"{joining.renew(home).node} has another credential now")
+            return 0
+        lock = _lock(home / "agent")
+        try:
+            options = _options(words, home)
+        except BaseException:
+            os.close(lock)
+            raise
     except GeresError as error:
         print(f"geres: {error.code}: {error}", file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        return 130
     log_setup.set_up(options.log)
     os.umask(0o077)  # what we write is for us alone; the supervisor gives tasks the usual one
     try:
@@ -242,9 +255,7 @@ def _has_uvloop() -> bool:
     return True
 
 
-def _options(argv: list[str]) -> Options:
-    words = _parser().parse_args(argv)
-    home = Path(words.home).absolute() if words.home else settings.home()
+def _options(words: argparse.Namespace, home: Path) -> Options:
     flags: dict[str, Any] = {
         "agent.name": words.name,
         "agent.pool": words.pool,
@@ -256,19 +267,45 @@ def _options(argv: list[str]) -> Options:
         "agent.labels": _pairs(words.label, "label", str) or None,
     }
     config = settings.load(flags).checked()
+    access, agent = _access(words, home, config)
+    accounts = {**config.agent.accounts, **_pairs(words.account, "account", str)}
+    if words.trust_submitters:
+        accounts = {"*": own_account().name}
+    return Options(home, access, agent, config.log, accounts, words.stop_tasks)
+
+
+def _access(words: argparse.Namespace, home: Path, config: settings.Config) -> tuple[Access, AgentConfig]:
+    """How the server is reached: as a node that joined, else as the agent of the server in the same home.
+
+    With the name and the pool that the node joined with, where nothing else is asked for.
+    """
+    agent, is_local = config.agent, words.url is not None and words.url == _address(home)
+    found: Credential | None = None
+    if invitation := words.join or ("" if is_local else agent.join):
+        found = joining.join(home, parse_invitation(invitation), node_name(agent), say=_say)
+    elif not is_local and (found := joining.read(home)) is not None and not found.joined:
+        raise Invalid(f"{home} has not joined to its end: give the same --join once more", field="join")
+    if found is not None:
+        pool = agent.pool if "agent.pool" in config.origins else found.pool or agent.pool
+        agent = msgspec.structs.replace(agent, name=agent.name or found.node, pool=pool)
+        url = (words.url or found.url).rstrip("/")
+        return Access(url, found.token, found.fingerprint, home / joining.FILE_NAME), agent
     url = words.url or os.environ.get("GERES_URL") or _address(home)
     if not url:
-        raise Invalid("--url: which server? write --url http://HOST:PORT", field="url")
+        raise Invalid(
+            "--join: which cluster? `geres node join-token` on its server prints the command to type here",
+            field="join",
+        )
     path = home / "agent.token"
     try:
         token = path.read_text().strip()
     except OSError as error:
         raise Invalid(f"{path}: the agent's token cannot be read: {error.strerror}", field="home") from None
-    accounts = {**config.agent.accounts, **_pairs(words.account, "account", str)}
-    if words.trust_submitters:
-        accounts = {"*": own_account().name}
-    access = Access(url, token, _fingerprint(home, url))
-    return Options(home, access, config.agent, config.log, accounts, words.stop_tasks)
+    return Access(url, token, _fingerprint(home, url)), agent
+
+
+def _say(text: str) -> None:
+    print(f"geres agent: {text}", file=sys.stderr, flush=True)
 
 
 def _address(home: Path) -> str:
@@ -293,9 +330,15 @@ def _address_file(home: Path) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="geres agent", description="Make this machine a node of a cluster.")
     parser.add_argument(
-        "--home", metavar="DIR", help="folder with agent.token; what the agent has is in DIR/agent"
+        "--home", metavar="DIR", help="where this node keeps its credential and its tasks  [GERES_HOME]"
     )
-    parser.add_argument("--url", metavar="URL", help="address of a server")
+    parser.add_argument(
+        "--join", metavar="INVITATION", help="become a node; `geres node join-token` prints the whole command"
+    )
+    parser.add_argument(
+        "--renew", action="store_true", help="get another credential for this node, and end"
+    )
+    parser.add_argument("--url", metavar="URL", help="address of a server  [that of the invitation]")
     parser.add_argument("--name", metavar="NAME", help="the node's name; default: the host's")
     parser.add_argument("--pool", "-p", metavar="NAME", help="pool of the node")
     parser.add_argument("--cpus", "-c", metavar="N", help="cpus to offer; default: what the machine has")

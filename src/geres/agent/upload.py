@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import anyio
 import anyio.to_thread
 
-from geres import trust
+from geres import trust, unix_socket
 from geres.agent.access import Access
 from geres.agent.ends import Kept, Unreadable
 from geres.model.ids import show_task
@@ -56,7 +56,8 @@ class Uploader:
             setattr(report, f"{stream}_blob", blob)
 
     async def _until_done(self, report: Ended, stream: str, kept: Kept) -> str:
-        base = urlsplit(self._access.url).path.rstrip("/")
+        url = self._access.url
+        base = "" if unix_socket.path_of(url) else urlsplit(url).path.rstrip("/")
         path = f"{base}/v1/agents/outputs/{report.task}/{report.attempt}/{stream}"
         pause = 0.1
         while True:
@@ -72,7 +73,9 @@ class Uploader:
         access, url = self._access, urlsplit(self._access.url)
         host, port = url.hostname or "", url.port
         connection: http.client.HTTPConnection
-        if url.scheme == "https":
+        if (place := unix_socket.path_of(access.url)) is not None:
+            connection = unix_socket.HTTPConnection(place, _TIMEOUT_SECONDS)
+        elif url.scheme == "https":
             context = trust.context(access.fingerprint)
             connection = http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_SECONDS, context=context)
         else:

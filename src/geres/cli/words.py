@@ -76,6 +76,9 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "node": {
         "show": Entry("nodes:node_show", _LOOK, "All about one node."),
         "list": Entry("nodes:nodes", _LOOK, "List nodes."),
+        "join-token": Entry("joining:join_token", _CLUSTER, "Print the command by which a machine joins."),
+        "join-tokens": Entry("joining:join_tokens", _CLUSTER, "List join tokens."),
+        "revoke-join-token": Entry("joining:revoke_join_token", _CLUSTER, "Let nobody join with it."),
     },
     "tenant": {
         "create": Entry("tenants:tenant_create", _CLUSTER, "Make a tenant."),

@@ -8,10 +8,10 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from geres.errors import Invalid
-from geres.trust import parse_fingerprint
 
 TOKEN_PREFIX = "join_"
 _TOKEN = re.compile(r"join_[A-Za-z0-9_-]{32}")
+_PIN = re.compile(r"sha256:[0-9a-f]{64}")
 _BETWEEN = "/join/"
 
 
@@ -74,13 +74,14 @@ def parse_invitation(text: str) -> Invitation:
     """Raises Invalid for one that was cut or mistyped."""
     url, found, rest = text.strip().rpartition(_BETWEEN)
     token, _, pin = rest.partition("/")
-    if not (found and url.startswith(("http://", "https://")) and _TOKEN.fullmatch(token)):
+    is_whole = found and url.startswith(("http://", "https://")) and _TOKEN.fullmatch(token)
+    if not (is_whole and (not pin or _PIN.fullmatch(pin))):
         raise Invalid(
             "join: this is no invitation, or only a part of one; it reads https://HOST:PORT/join/TOKEN/sha256:..."
             " and `geres node join-token` prints it",
             field="join",
         )
-    return Invitation(url, token, parse_fingerprint(pin, "join") if pin else "")
+    return Invitation(url, token, pin)
 
 
 def is_credential_hash(text: str) -> bool:

@@ -112,6 +112,7 @@ class Hello(Struct):
     pool: str = "default"
     slots: int = 0  #: most tasks at once; 0: by cpus alone
     gpu_ids: list[tuple[int, int, list[int]]] = []  #: (task, attempt, gpus) of the attempts that have some
+    instance: str = ""  #: of the agent's folder: two agents of one name are told apart by it
 
 
 class Welcome(Struct):

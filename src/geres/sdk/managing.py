@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from geres.model import joining
 from geres.model import tenants as model
 from geres.sdk.http import Transport
 from geres.sdk.reading import path_part
@@ -44,6 +45,21 @@ class Manager:
         headers = {"Content-Type": "application/json"}
         answer = self.transport.call("PATCH", f"/v1/users/{path_part(name)}", body, headers=headers)
         return msgspec.json.decode(answer, type=model.User)
+
+    def create_join_token(
+        self, *, pool: str | None = None, uses: int = 1, expires_seconds: float = 3600.0
+    ) -> joining.JoinToken:
+        """Let machines become nodes; `join` of the answer is what `geres agent --join` takes."""
+        wanted = joining.CreateJoinToken(pool=pool, uses=uses, expires_seconds=expires_seconds)
+        return self.transport.post("/v1/join-tokens", joining.JoinToken, wanted)
+
+    def join_tokens(self) -> list[joining.JoinToken]:
+        """The newest first; those that are no good any more too."""
+        return self.transport.get("/v1/join-tokens", list[joining.JoinToken])
+
+    def revoke_join_token(self, token_id: str) -> joining.JoinToken:
+        """Let nobody join with it any more; nodes that have joined stay."""
+        return self.transport.post(f"/v1/join-tokens/{path_part(token_id)}/revoke", joining.JoinToken, {})
 
     def tokens(self, *, user: str | None = None, all: bool = False) -> list[model.Token]:
         """The caller's, for an operator those of the tenant; `all`: those that are no good any more too."""

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import os
-import secrets
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -18,6 +16,7 @@ from pathlib import Path
 from geres import config, trust
 from geres.config import ServerConfig
 from geres.errors import Invalid
+from geres.files import write_private
 from geres.store import shared
 from geres.store.database import Database
 
@@ -174,15 +173,3 @@ def _pem(certificate: object) -> str:
 
     text: bytes = certificate.public_bytes(Encoding.PEM)  # type: ignore[attr-defined]
     return text.decode()
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file for its owner alone, moved into place whole."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    part.touch(0o600)
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
