@@ -198,15 +198,16 @@ def group_of(name: str) -> int | None:
 def let_pass(home: Path, folder: Path, ours: list[Path]) -> str:
     """Let other accounts pass through to the folders of their tasks, and see nothing on the way.
 
-    `ours` is what geres has put into the home; with anything else in it its rights are left as they are.
-    Returns why they cannot pass, in words; empty where they can.
+    `ours` is what geres has put into the home.  Where others could then see something else in it, its rights
+    are left as they are.  Returns why they cannot pass, in words; empty where they can.
     """
     way = (folder, folder / "tasks", folder / "shared")
     for path in {*ours, *folder.iterdir()}.difference(way):
         mode = path.lstat().st_mode
-        if stat.S_IMODE(mode) & 0o077 and not stat.S_ISLNK(mode):
+        if mode & 0o077 and not stat.S_ISLNK(mode):
             path.chmod(stat.S_IMODE(mode) & 0o700)
-    if {*home.iterdir()} <= {*ours, folder}:
+    others = {*home.iterdir()}.difference(ours, way)
+    if not any(path.lstat().st_mode & 0o077 for path in others):
         home.chmod(0o711)
     for path in way:
         path.chmod(0o711)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from geres import config, trust, unix_socket
 from geres.agent.access import REMEDY, Access
@@ -26,6 +27,8 @@ log = logging.getLogger("geres.agent.channel")
 
 _FIRST_PAUSE_SECONDS = 0.1
 _LONGEST_PAUSE_SECONDS = 5.0
+_LONGEST_REFUSED_SECONDS = 30.0  #: where the server, or its certificate, is not for us
+_QUIET_SECONDS = 60.0  #: the same reason is logged so often
 _OPEN_SECONDS = 15.0
 _WELCOME_SECONDS = 30.0
 _SILENT_LEASES = 2.0  #: without an answer to a heartbeat for so many leases, the connection counts as dead
@@ -76,24 +79,27 @@ class Channel:
 
     async def run(self) -> None:
         """Connect, serve, connect again, until cancelled."""
-        pause = _FIRST_PAUSE_SECONDS
+        pause, told, told_at = _FIRST_PAUSE_SECONDS, "", 0.0
         while True:
-            began = time.monotonic()
+            began, longest = time.monotonic(), _LONGEST_PAUSE_SECONDS
             try:
                 await self._serve()
                 why = "the server closed it"
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, Refused) as error:
-                refused = trust.refusal(error, self._access.url, remedy=REMEDY)
-                why = str(refused or error) or type(error).__name__
+                why = _reason(error, self._access.url)
+                if not self.is_connected and _is_refusal(error):
+                    longest = _LONGEST_REFUSED_SECONDS
             except InvalidURI as error:
                 url = self._access.url
                 raise SystemExit(f"geres agent: {url!r} is no address of a server: {error}") from None
             self.is_connected = False
             if time.monotonic() - began > _LONGEST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
-            log.warning("no connection to %s (%s), next try in %.1f s", self._access.url, why, pause)
+            if why != told or began - told_at > _QUIET_SECONDS:
+                log.warning("no connection to %s (%s), next try in %.1f s", self._access.url, why, pause)
+                told, told_at = why, began
             await anyio.sleep(pause * self._jitter(0.5, 1.5))
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            pause = min(pause * 2, longest)
 
     def leave(self) -> None:
         """Tell the server that this node takes nothing more."""
@@ -172,6 +178,23 @@ class Channel:
                 log.warning("the server has not answered for %g s", time.monotonic() - self._answered_at)
                 await socket.close(1001)
                 return
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """True for what another try in a moment does not cure: somebody has to do something."""
+    if isinstance(error, InvalidStatus):
+        return error.response.status_code in (401, 403)
+    return isinstance(error, Refused | ssl.SSLError)
+
+
+def _reason(error: Exception, url: str) -> str:
+    """Why there is no connection, in the server's words where it has some."""
+    if isinstance(error, InvalidStatus):
+        try:
+            return str(msgspec.json.decode(error.response.body or b"")["error"]["message"])
+        except (msgspec.DecodeError, KeyError, TypeError):
+            pass
+    return str(trust.refusal(error, url, remedy=REMEDY) or error) or type(error).__name__
 
 
 def _read(data: str | bytes) -> Frame:

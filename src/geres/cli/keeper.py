@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import msgspec
 
-from geres import config
+from geres import config, unix_socket
 from geres.cli.output import escape
 from geres.errors import GeresError, Unreachable
 from geres.sdk.client import Client
@@ -176,7 +176,7 @@ class Keeper:
                 self._keep()
             finally:
                 self._stop()
-                self._listener.close()
+                unix_socket.close(self._listener)
                 for name in ("up.json", "address.json"):
                     (self._home / name).unlink(missing_ok=True)
         self._say("stopped")

@@ -15,16 +15,17 @@ from typing import IO, Any, NoReturn
 
 import click
 
-from geres import __version__, config
+from geres import __version__, config, unix_socket
 from geres.cli import home as homes
 from geres.cli.keeper import Keeper, end_supervisor, running_tasks
 from geres.cli.output import say, write_line
-from geres.errors import Conflict, GeresError, Invalid, NotFound, Unreachable
+from geres.errors import Conflict, Denied, GeresError, Invalid, NotFound, Unreachable
 from geres.model.units import parse_cpus, parse_size, show_size
 from geres.sdk.discover import AddressFile, is_alive, read_address
 
 SELF_MADE = "self-made"
 _PORTS = 200
+_SHARED_HOME = "/var/lib/geres"
 _BACKLOG = 4096
 _DETACH_SECONDS = 90.0
 _DOWN_SECONDS = 120.0
@@ -47,23 +48,42 @@ _DOWN_SECONDS = 120.0
 @click.option("--key", metavar="FILE", help="PEM file with the certificate's key.")
 @click.option("--insecure", is_flag=True, default=None, help="Let other machines in without TLS.")
 @click.option("--no-agent", is_flag=True, help="A server only: no node here.")
+@click.option("--shared", is_flag=True, help="One for all users of this machine; only root starts it.")
+@click.option("--socket", metavar="PATH", help=f"Socket of --shared.  [GERES_SOCKET or {unix_socket.SHARED}]")
+@click.option(
+    "--account", "accounts", multiple=True, metavar="USER=ACCOUNT", help="Whose tasks run as which account."
+)
+@click.option("--trust-submitters", is_flag=True, help="Run everybody's tasks as your account.")
 def up(
     detach: bool,
     resources: tuple[str, ...],
     labels: tuple[str, ...],
     no_agent: bool,
+    shared: bool,
+    socket: str | None,
+    accounts: tuple[str, ...],
+    trust_submitters: bool,
     **flags: Any,
 ) -> None:
     """Start a cluster on this machine: a server, and an agent that makes it a node.
 
-    Without --detach it stays; Ctrl-C names the running tasks, lets them end for a while, and stops.
+    Without --detach it stays; Ctrl-C names the running tasks, lets them end for a while, and stops.  With
+    --shared every user of the machine finds it, needs no token, and has their tasks run as their own account.
     """
+    if shared or socket:
+        _check_shared(shared, flags)
+    if shared and "GERES_HOME" not in os.environ:
+        os.environ["GERES_HOME"] = _SHARED_HOME
     home = config.home()
     os.environ.setdefault(config.CONFIG_FROM, os.getcwd())
+    os.umask(0o077)  # what we write is for us alone; tasks get the usual one
     settings = _settings(flags, resources, labels)
     lock = _take(home, settings.server.store)
     server = settings.server
-    listener = open_listener(server.host, server.port, asked="server.port" in settings.origins)
+    if shared:
+        listener = unix_socket.listen(os.path.abspath(socket or unix_socket.shared_path()))
+    else:
+        listener = open_listener(server.host, server.port, asked="server.port" in settings.origins)
     words = ["--home", str(home)]
     if server.store:
         words += ["--store", server.store]
@@ -76,7 +96,13 @@ def up(
     agent = None
     if not no_agent:
         agent = ["--home", str(home), "--stop-tasks", *_agent_words(flags, resources, labels)]
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        for account in accounts:
+            agent += ["--account", account]
+        if trust_submitters:
+            agent.append("--trust-submitters")
+    if hasattr(os, "geteuid") and os.geteuid() == 0 and not shared:
+        if agent and not {"root", "*"} & {*settings.agent.accounts, *(one.split("=")[0] for one in accounts)}:
+            agent += ["--account", "root=root"]
         say("geres: you are root: tasks run as root, for everyone who can read the token in the home")
     drain = settings.agent.drain_seconds
     if detach:
@@ -84,6 +110,19 @@ def up(
         return
     keeper = Keeper(home, listener, words, agent, drain, _say_and_log(home))
     keeper.run(lambda address: _tell(home, address, stays=True))
+
+
+def _check_shared(shared: bool, flags: dict[str, Any]) -> None:
+    """Raise Invalid for what does not go with --shared, Denied for one who may not start it."""
+    if not shared:
+        raise Invalid("socket: it goes with --shared", field="socket")
+    for name in ("host", "port", "certificate", "key", "insecure"):
+        if flags[name] is not None:
+            raise Invalid(f"{name}: --shared listens on a Unix socket alone; leave it out", field=name)
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        raise Denied(
+            "only root can run the tasks of all users: `sudo geres up --shared`, or `geres up` for your own"
+        )
 
 
 def _take(home: Path, store: str) -> IO[str]:
@@ -215,9 +254,12 @@ def _tell(home: Path, address: AddressFile, *, stays: bool) -> None:
     write_line(f"geres {__version__} is up at {address.url}")
     if address.fingerprint:
         say(f"its certificate has the fingerprint {address.fingerprint}")
+    place = f" --home {home}" if unix_socket.path_of(address.url) else ""
+    if place:
+        say("every user of this machine finds it there; their tasks run as their own accounts")
     say(
         f"home {home}; "
-        + ("Ctrl-C stops it" if stays else "`geres down` stops it")
+        + ("Ctrl-C stops it" if stays else f"`geres{place} down` stops it")
         + "; try `geres run hostname`"
     )
     sys.stdout.flush()

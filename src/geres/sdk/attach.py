@@ -12,7 +12,7 @@ import msgspec
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
-from geres import trust
+from geres import trust, unix_socket
 from geres.errors import GeresError, Unreachable, from_wire
 from geres.sdk.http import Transport
 
@@ -20,6 +20,7 @@ from geres.sdk.http import Transport
 Frame = tuple[str, Any]
 
 _LONGEST_PAUSE_SECONDS = 2.0
+_OPEN_SECONDS = 10
 #: What was sent of stdin is kept so far back, to send it again after a break.
 _KEPT_BYTES = 16 << 20
 _BEFORE_A_START = ("blocked", "queued", "held")
@@ -123,15 +124,18 @@ class Attachment:
         query = f"stdin={int(self._stdin)}&from={self._from}&out={self._seen['o']}&err={self._seen['e']}"
         if self._sent or self._eof:
             query += f"&in={self._sent}"
-        url = f"ws{address.url.removeprefix('http')}/v1/tasks/{self._task_id}/attach?{query}"
+        path = f"/v1/tasks/{self._task_id}/attach?{query}"
+        url, place = unix_socket.websocket(address.url, path)
         stack = contextlib.ExitStack()
         try:
+            opened = unix_socket.connect(place["path"], _OPEN_SECONDS) if place else None
             opening = connect(
                 url,
+                sock=opened,
                 additional_headers=self._transport.credentials(),
                 compression=None,
                 max_size=None,
-                open_timeout=10,
+                open_timeout=_OPEN_SECONDS,
                 close_timeout=1,
                 ping_timeout=None,  # a server that holds us back (the task does not read) answers no ping
                 proxy=None,

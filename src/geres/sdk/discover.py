@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import msgspec
 import platformdirs
 
-from geres import config, trust
+from geres import config, trust, unix_socket
 from geres.errors import Denied, NotFound, Unauthenticated, Unreachable
 from geres.sdk.http import Address, check_address
 
@@ -51,7 +51,8 @@ def locate(
     home: str | Path | None = None,
     fingerprint: str | None = None,
 ) -> Address:
-    """The address and token to use: the arguments, GERES_URL and GERES_TOKEN, the login, or the home's.
+    """The address and token to use: the arguments, GERES_URL and GERES_TOKEN, the login, the home's, or the
+    machine's shared one.
 
     The fingerprint of the server's certificate comes with it: the argument, GERES_FINGERPRINT, or what is
     remembered of that address.  Raises Unreachable, with the next step, where there is no address.
@@ -65,9 +66,11 @@ def locate(
         token = token or os.environ.get("GERES_TOKEN") or profile.token
         return Address(profile.url, token, "geres login", fingerprint or profile.fingerprint)
     if url is None:
-        return _of_home(config.home(), token)
+        return _of_this_machine(token)
     check_address(url)
     token = token or os.environ.get("GERES_TOKEN") or None
+    if unix_socket.path_of(url) is not None:
+        return Address(url, token or "", origin)
     folder = Path(home).expanduser() if home is not None else config.home()
     if token is None:
         token = _token_beside(folder, url)
@@ -75,6 +78,15 @@ def locate(
         raise Unauthenticated(f"{url} needs a token: set GERES_TOKEN, or use `geres login {url}`")
     url = url.rstrip("/")
     return Address(url, token, origin, fingerprint or _known_fingerprint(url, folder))
+
+
+def _of_this_machine(token: str | None) -> Address:
+    """The user's own `geres up`; where none is, the one that all users of this machine share."""
+    home, path = config.home(), unix_socket.shared_path()
+    if not os.path.exists(home / "address.json") and os.path.exists(path):
+        token = token or os.environ.get("GERES_TOKEN") or ""
+        return Address(unix_socket.url_of(path), token, "this machine's shared geres")
+    return _of_home(home, token)
 
 
 def read_address(home: Path) -> AddressFile | None:

@@ -16,7 +16,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
-from geres import trust
+from geres import trust, unix_socket
 from geres.errors import (
     GeresError,
     Invalid,
@@ -154,7 +154,8 @@ class Transport:
 
     def credentials(self) -> dict[str, str]:
         """The headers that say who asks; GERES_TENANT names the tenant in which an admin works."""
-        found = {"Authorization": f"Bearer {self.address.token}"}
+        token = self.address.token
+        found = {"Authorization": f"Bearer {token}"} if token else {}  # a Unix socket needs none
         return {**found, "Geres-Tenant": self._tenant} if self._tenant else found
 
     def close(self) -> None:
@@ -201,9 +202,15 @@ class Transport:
                     continue
             patience = self._patience if self._answered else min(FIRST_PATIENCE_SECONDS, self._patience)
             if time.monotonic() - started + pause > patience:
+                if isinstance(failure, Unreachable) and not self._answered and self._wants_tls():
+                    rest = self.address.url.removeprefix("http:")
+                    raise Unreachable(f"the server at {self.address.url} wants TLS; write https:{rest}")
                 raise failure
             time.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+
+    def _wants_tls(self) -> bool:
+        return self.address.url.startswith("http:") and trust.speaks_tls(self.address.url)
 
     def find_again(self) -> bool:
         """Look the address up again, as a restarted server may have another.  True where it has."""
@@ -266,7 +273,9 @@ class Transport:
         parts = urlsplit(self.address.url)
         connection: http.client.HTTPConnection
         host, port = parts.hostname or "", parts.port
-        if parts.scheme == "https":
+        if (place := unix_socket.path_of(self.address.url)) is not None:
+            connection = unix_socket.HTTPConnection(place, timeout)
+        elif parts.scheme == "https":
             context = trust.context(self.address.fingerprint)
             connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
         else:
@@ -311,7 +320,9 @@ def decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
 
 
 def check_address(url: str) -> None:
-    """Raises Invalid for what is no http or https address."""
+    """Raises Invalid for what is no http, https or unix address."""
+    if unix_socket.path_of(url) is not None:
+        return
     try:
         parts = urlsplit(url)
         _ = parts.port  # raises for what is none

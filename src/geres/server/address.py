@@ -10,13 +10,15 @@ from pathlib import Path
 
 import msgspec
 
-from geres import __version__, config
+from geres import __version__, config, unix_socket
 
 _NAME = "address.json"
 
 
 def local_url(listener: socket.socket, *, with_tls: bool) -> str:
     """Where clients on this machine find the server that listens there."""
+    if listener.family == socket.AF_UNIX:
+        return unix_socket.url_of(listener.getsockname())
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # where all addresses are, any of them is
     return f"{'https' if with_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"

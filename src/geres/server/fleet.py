@@ -73,6 +73,8 @@ def reachable_url(configured: str, local: str, listener: socket.socket, store: s
     """
     if configured:
         return configured.rstrip("/")
+    if listener.family == socket.AF_UNIX:
+        return local
     host, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(host).is_unspecified:
         return local

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +28,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if (uid := _account_of(transport)) is not None:
+            self.app_state = {**self.app_state, "uid": uid}  # of each request's scope["state"]
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -54,6 +58,16 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
 
+def _account_of(transport: asyncio.Transport) -> int | None:
+    """The account of the process on the other side of a Unix socket, as the kernel says."""
+    found = transport.get_extra_info("socket")
+    if found is None or found.family != socket.AF_UNIX:
+        return None
+    with socket.socket(fileno=os.dup(found.fileno())) as ours:
+        _, uid, _ = struct.unpack("3i", ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return int(uid)
+
+
 class Http(uvicorn.Server):
     """Serves on listening sockets, with TLS where there is a context."""
 
@@ -74,11 +88,15 @@ class Http(uvicorn.Server):
         if self._tls is not None:
             patience = {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_SECONDS}
         for listener in sockets or []:
-            self.servers.append(
-                await loop.create_server(
+            if listener.family == socket.AF_UNIX:
+                made = await loop.create_unix_server(
+                    self._connection, sock=listener, backlog=self.config.backlog
+                )
+            else:
+                made = await loop.create_server(
                     self._connection, sock=listener, backlog=self.config.backlog, **patience
                 )
-            )
+            self.servers.append(made)
         self.accepting.set()
 
     def _connection(self) -> asyncio.Protocol:

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from geres import config
+from geres import config, unix_socket
 from geres.errors import Conflict, GeresError, Invalid
 from geres.sdk.discover import has_keeper, is_alive, read_address
 
@@ -18,7 +18,7 @@ _FIRST_DESCRIPTOR = 3  #: where systemd puts the sockets that it hands over
 
 
 def inherited(descriptor: int | None = None) -> socket.socket | None:
-    """The listening socket that our parent holds: `descriptor`, else the first of `LISTEN_FDS` for TCP.
+    """The listening socket that our parent holds: `descriptor`, else the first stream of `LISTEN_FDS`.
 
     None where there is none.  Raises Invalid for what is no listening socket.
     """
@@ -30,7 +30,7 @@ def inherited(descriptor: int | None = None) -> socket.socket | None:
         return None
     for number in range(_FIRST_DESCRIPTOR, _FIRST_DESCRIPTOR + int(count)):
         found = _listening(number)
-        if found.family in (socket.AF_INET, socket.AF_INET6):
+        if found.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
             return found
         found.detach()
     return None
@@ -52,6 +52,8 @@ def listen(host: str, port: int, *, beside: bool = False) -> socket.socket:
 
     Raises Conflict for a port that is taken, Invalid for an address that is not ours.
     """
+    if (path := unix_socket.path_of(host)) is not None:
+        return unix_socket.listen(path)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     try:

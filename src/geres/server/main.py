@@ -18,7 +18,7 @@ from typing import Any, cast
 import anyio
 import uvicorn
 
-from geres import __version__, config, log_setup
+from geres import __version__, config, log_setup, unix_socket
 from geres.aio import Doorbell, run_loop
 from geres.api import context as api
 from geres.api.app import create_app
@@ -64,7 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         listener = listening.inherited(words.listen_fd)
         if listener is not None:  # what it is bound to counts, for what is allowed there too
-            flags["server.host"], flags["server.port"] = listener.getsockname()[:2]
+            if listener.family == socket.AF_UNIX:
+                flags["server.host"] = unix_socket.url_of(listener.getsockname())
+            else:
+                flags["server.host"], flags["server.port"] = listener.getsockname()[:2]
         settings = config.load(flags).checked()
         log_setup.set_up(settings.log)
         os.umask(0o077)  # what people run and wrote is for them alone
@@ -215,6 +218,7 @@ class _Server:
             self._waiters,
             FolderBlobs(home / "blobs"),
             server_id=me.id,
+            server_secret=me.secret,
             version=__version__,
             url=me.url,
             fingerprint=self._pin,
@@ -232,6 +236,7 @@ class _Server:
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # addresses are those that we see, not those that callers claim
                 server_header=False,
                 date_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,

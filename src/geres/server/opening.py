@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import logging
 import os
+import pwd
 import secrets
 import sqlite3
 import time
@@ -226,8 +226,8 @@ def introduce(tx: Tx, *, admin: str, node: str, me: Introduction, lease_us: int)
 
 
 def account() -> str:
-    """The name of the account that this process runs as."""
+    """The name of the account that this process runs as, whatever the environment says."""
     try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # an account without a name, in a container
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # an account without a name, in a container
         return str(os.getuid())
