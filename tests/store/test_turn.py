@@ -391,7 +391,7 @@ def test_tasks_behind_as_many_as_could_start_are_not_read(world: World, high: in
 
     work = Gathered({node.node_id: node.epoch}, pools=[node.pool_id])
     planner = Noting(node.node_id, 4)
-    done = world.db.call(turn, work, planner, tenant_id=world.tenant_id, now_us=world.now_us)
+    done = world.db.call(turn, work, planner, now_us=world.now_us)
 
     assert seen == read
     assert len(done.assigned) == 4

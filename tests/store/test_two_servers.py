@@ -262,7 +262,7 @@ def take_turn(world: World, node: nodes.Connected, most: int, **more: Any) -> Ca
 
     def act(tx: Tx) -> turn.Turned:
         planner = FirstNode(node.node_id, most)
-        return turn.turn(tx, work, planner, tenant_id=world.tenant_id, now_us=world.now_us)
+        return turn.turn(tx, work, planner, now_us=world.now_us)
 
     return act
 

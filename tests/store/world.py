@@ -83,7 +83,7 @@ class World:
             (task, attempt, node.node_id, self.now_us) for task, attempt in reports.get("started", ())
         ]
         planner = FirstNode(node.node_id, most)
-        return self.db.call(turn, work, planner, tenant_id=self.tenant_id, now_us=self.now_us)
+        return self.db.call(turn, work, planner, now_us=self.now_us)
 
     def assign(self, node: nodes.Connected, most: int = 100) -> list[tuple[str, int]]:
         """(task id, attempt) of what a turn starts on the node."""

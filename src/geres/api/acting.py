@@ -105,7 +105,7 @@ async def _act(
 
 
 def _acted(
-    tx: Tx, act: Callable[..., Done], caller: Caller, keys: list[int], *, now_us: int, **how: Any
+    tx: Tx, /, act: Callable[..., Done], caller: Caller, keys: list[int], *, now_us: int, **how: Any
 ) -> Done:
     """Act on the tasks; the audit log gets those that were acted on, and those that were refused."""
     done = act(tx, caller, keys, now_us=now_us, **how)

@@ -41,10 +41,10 @@ class Dispatcher(agents.Dispatcher, Protocol):
     def forget_job(self, job_id: int) -> None:
         """A job's name, cap or priority was changed."""
 
-    def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
-        """Why the known nodes of the pool do not take such a task now, and the node that would take it."""
+    def explain(self, tenant_id: int, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
+        """Why the known nodes of the tenant's pool do not take such a task now, and the node that would take it."""
 
-    def full_disks(self, pool: str, percent: float) -> list[tuple[str, float]]:
+    def full_disks(self, tenant_id: int, pool: str, percent: float) -> list[tuple[str, float]]:
         """(node, percent in use) of the pool's connected nodes with a fuller disk, the fullest first."""
 
     async def open_stream(self, task: int, attempt: int, path: str, with_stdin: bool) -> bool:
@@ -61,6 +61,7 @@ class Context:
     unfolder: Doorbell = field(default_factory=Doorbell)  #: rung when an array was created
     job_ender: Doorbell = field(default_factory=Doorbell)  #: rung when a job may have ended
     server_id: int = 0  #: of this server, in the store
+    server_secret: str = ""  #: what other servers sign with when they ask this one
     version: str = ""
     disk_warn_percent: int = 90  #: from here on a node's disk is warned about at submit
     requests_per_second: float = 0.0  #: of one token, over some seconds; 0 for no limit

@@ -52,7 +52,7 @@ async def task(context: Context, caller: Caller, key: int) -> Why:
                 next=f"geres release {facts.task.id}",
             )
         case TaskState.QUEUED:
-            nodes, place = context.dispatcher.explain(facts.task.pool, facts.demand)
+            nodes, place = context.dispatcher.explain(caller.tenant_id, facts.task.pool, facts.demand)
             return _queued(facts, nodes, place, now_us)
         case TaskState.ASSIGNED | TaskState.RUNNING | TaskState.SUSPENDED:
             return _on_node(facts, now_us)
@@ -270,7 +270,7 @@ async def job(context: Context, caller: Caller, job_id: int) -> Why:
     """Why a job is in its state: its tasks in groups.  Raises NotFound."""
     facts = await context.db.read(why.of_job, caller, job_id)
     about, counts = facts.job, facts.counts
-    groups = [*_waiting_groups(context, facts), *_live_groups(facts.live), *_end_groups(facts.ends)]
+    groups = [*_waiting_groups(context, caller.tenant_id, facts), *_live_groups(facts.live), *_end_groups(facts.ends)]
     if counts.not_yet:
         groups.append(WhyGroup(count=counts.not_yet, text="are not unfolded yet", example=f"{about.id}"))
     total, done = about.task_count, counts.succeeded + counts.failed + counts.cancelled + counts.skipped
@@ -287,7 +287,7 @@ async def job(context: Context, caller: Caller, job_id: int) -> Why:
     )
 
 
-def _waiting_groups(context: Context, facts: JobFacts) -> list[WhyGroup]:
+def _waiting_groups(context: Context, tenant_id: int, facts: JobFacts) -> list[WhyGroup]:
     groups: dict[str, WhyGroup] = {}
     for lane in facts.lanes:
         if facts.job.state is JobState.DISABLED:
@@ -295,7 +295,7 @@ def _waiting_groups(context: Context, facts: JobFacts) -> list[WhyGroup]:
         elif full := [cap for cap in facts.caps if cap.used >= cap.most]:
             text = f"wait: {full[0].used} of at most {full[0].most} run already"
         else:
-            nodes, place = context.dispatcher.explain(lane.pool, lane.demand)
+            nodes, place = context.dispatcher.explain(tenant_id, lane.pool, lane.demand)
             text = _lane_text(lane.pool, nodes, place)
         group = groups.setdefault(text, WhyGroup(count=0, text=text, example=show_task(lane.first)))
         group.count += lane.tasks

@@ -36,7 +36,7 @@ async def create_job(request: Request, data: JSONBody[JobSpec]) -> Response[Job]
     context = request.context
     warnings: list[str] = []
     if data.array is not None and data.task is not None:
-        warnings = fit_warnings(context, data.task.pool, demands.demand_of(data.task))
+        warnings = fit_warnings(context, request.caller, data.task.pool, demands.demand_of(data.task))
     content = await context.db.run(
         _create_once,
         request.caller,

@@ -68,9 +68,9 @@ async def submit_task(call: Call) -> tuple[int, bytes]:
     check_spec(body.task, field="task.")
     if query.dry_run:
         job, spec = await call.context.db.read(dry_run.resolve, call.caller, body.job, body.task)
-        return 200, encode(_dry_run(call.context, job, spec))
+        return 200, encode(_dry_run(call.context, call.caller, job, spec))
     demand = demands.demand_of(body.task)
-    warnings = fit_warnings(call.context, body.task.pool, demand)
+    warnings = fit_warnings(call.context, call.caller, body.task.pool, demand)
     answer = await call.context.db.run(
         _submit_once,
         call.caller,
@@ -214,34 +214,34 @@ def check_key(key: str) -> str | None:
     return key or None
 
 
-_warned: dict[tuple[int, str, Demand], tuple[float, list[str]]] = {}
+_warned: dict[tuple[int, int, str, Demand], tuple[float, list[str]]] = {}
 
 
-def fit_warnings(context: Context, pool: str, demand: Demand) -> list[str]:
+def fit_warnings(context: Context, caller: Caller, pool: str, demand: Demand) -> list[str]:
     """What to tell a submitter at once: no node could ever run this, none is there, a disk is nearly full.
 
     Remembered for a second, so that many submits do not look at many nodes each.
     """
-    key, now = (id(context), pool, demand), time.monotonic()
+    key, now = (id(context), caller.tenant_id, pool, demand), time.monotonic()
     found = _warned.get(key)
     if found and found[0] > now:
         return found[1]
-    nodes, placement = context.dispatcher.explain(pool, demand)
+    nodes, placement = context.dispatcher.explain(caller.tenant_id, pool, demand)
     if placement is not None or any(node.ever for node in nodes):
         warnings = []
     elif nodes:
         warnings = [f"no node can ever run this: {nodes[0].node} {_third_person(nodes[0].reason)}"]
     else:
         warnings = [f"no node of pool {pool} is connected; the task waits for one"]
-    warnings += _disk_warnings(context, pool)
+    warnings += _disk_warnings(context, caller, pool)
     if len(_warned) > 1000:
         _warned.clear()
     _warned[key] = (now + _WARN_SECONDS, warnings)
     return warnings
 
 
-def _disk_warnings(context: Context, pool: str) -> list[str]:
-    full = context.dispatcher.full_disks(pool, context.disk_warn_percent)
+def _disk_warnings(context: Context, caller: Caller, pool: str) -> list[str]:
+    full = context.dispatcher.full_disks(caller.tenant_id, pool, context.disk_warn_percent)
     if not full:
         return []
     node, percent = full[0]
@@ -258,12 +258,12 @@ def _third_person(reason: str) -> str:
     )
 
 
-def _dry_run(context: Context, job: str, spec: TaskSpec) -> DryRun:
+def _dry_run(context: Context, caller: Caller, job: str, spec: TaskSpec) -> DryRun:
     demand = demands.demand_of(spec)
-    nodes, placement = context.dispatcher.explain(spec.pool, demand)
+    nodes, placement = context.dispatcher.explain(caller.tenant_id, spec.pool, demand)
     if placement is None:
         reasons = "; ".join(f"{node.node}: {node.reason}" for node in nodes[:5])
         placement = f"would wait: {reasons}" if nodes else "would wait: no node is connected"
     known = KnownSpec(**msgspec.structs.asdict(spec))
-    warnings = fit_warnings(context, spec.pool, demand)
+    warnings = fit_warnings(context, caller, spec.pool, demand)
     return DryRun(job=job, spec=known, placement=placement, warnings=warnings)

@@ -41,6 +41,7 @@ class Desk:
     send: Callable[[Frame], None]  #: puts a frame into the connection's bounded queue
     close: Callable[[str], None]  #: ends the connection, with a sentence for the agent
     account: str = ""
+    tenant_id: int = 0
     held: dict[AttemptKey, Held] = field(default_factory=dict)
     lanes: dict[int, LaneHere] = field(default_factory=dict)
     specs: set[int] = field(default_factory=set)  #: sent over this connection

@@ -13,7 +13,6 @@ import anyio
 
 from geres.aio import Doorbell
 from geres.errors import StoreUnavailable
-from geres.model import demand as demands
 from geres.model.demand import Demand
 from geres.model.ids import job_of
 from geres.model.tasks import WhyNode
@@ -21,6 +20,7 @@ from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Heartbeat, H
 from geres.scheduling import credit
 from geres.scheduling.rooms import empty_room
 from geres.server import explaining, logs
+from geres.server.arriving import take_in
 from geres.server.desk import Desk
 from geres.server.frames import argv_of, ask_action, ask_signal, facts_of, only_attempts, with_own_blobs
 from geres.server.hints import Hints
@@ -88,14 +88,21 @@ class Dispatcher:
     # connections
 
     async def connect(
-        self, hello: Hello, send: Callable[[Frame], None], close: Callable[[str], None]
+        self,
+        hello: Hello,
+        send: Callable[[Frame], None],
+        close: Callable[[str], None],
+        tenant_id: int | None = None,
     ) -> Desk:
-        """Take a node in.  Its Welcome and what it has to start or kill are sent before anything else."""
+        """Take a node in, of this server's own tenant where none is given.
+
+        Its Welcome and what it has to start or kill are sent before anything else.
+        """
         now_us = self._clock()
         answer = await self._db.run(
             nodes.hello,
             hello,
-            tenant_id=self._tenant_id,
+            tenant_id=self._tenant_id if tenant_id is None else tenant_id,
             server_id=self._me.id,
             lease_us=int(self._lease_seconds * 1e6),
             now_us=now_us,
@@ -108,32 +115,24 @@ class Dispatcher:
         desk = Desk(
             answer.node_id, hello.node, answer.pool_id, answer.epoch, room, send, close, hello.account
         )
-        has_gpus = {(task, attempt): ids for task, attempt, ids in hello.gpu_ids}
-        taken = {number for ids in has_gpus.values() for number in ids}
-        desk.free_gpus = [number for number in range(hello.gpus) if number not in taken]
+        desk.tenant_id = self._tenant_id if tenant_id is None else tenant_id
+        desk.free_gpus = list(range(hello.gpus))
         desk.heartbeat_at = time.monotonic()
-        running = set(hello.running)
-        resend_keys = {(held.id, held.attempt) for held in answer.resend}
-        for held in sorted(answer.held, key=lambda held: (held.id, held.attempt) not in running):
-            key = (held.id, held.attempt)
-            waits = key not in running and key not in resend_keys
-            demand = demands.from_text(held.demand)
-            lane = desk.lanes.get(held.lane_id)
-            ahead = waits and lane is not None and lane.in_room > 0
-            desk.add(key, held.lane_id, demand, ahead=ahead, gpu_ids=has_gpus.get(key))
+        again, give_back = take_in(desk, answer.held, answer.resend, hello.running, hello.gpu_ids)
         frame = Frame(
             welcome=Welcome(
                 answer.epoch, answer.node_id, self._lease_seconds, self._lease_seconds / 3, self._me.version
             ),
             kill=answer.kill,
         )
-        resent = {held.spec_id: answer.specs[held.spec_id] for held in answer.resend}
-        await self._known.load({job_of(held.id) for held in answer.resend}, resent.keys(), resent)
-        for held in answer.resend:
+        resent = {held.spec_id: answer.specs[held.spec_id] for held, _ in again}
+        await self._known.load({job_of(held.id) for held, _ in again}, resent.keys(), resent)
+        for held, ahead in again:
             self._add_spec(desk, frame, held.spec_id, job_of(held.id))
             assign = self._assign(
                 held.id, held.attempt, held.spec_id, held.lane_id, held.argv, held.item, held
             )
+            assign.ahead = ahead
             assign.gpu_ids = desk.held[held.id, held.attempt].gpu_ids
             assign.submitted_by = held.submitted_by
             frame.assign.append(assign)
@@ -147,6 +146,8 @@ class Dispatcher:
             return desk
         send(frame)
         self.desks[desk.node_id] = desk
+        for held in give_back:
+            self._receive_end(desk, Ended(held.id, held.attempt, "given_back"))
         self.planner.node_came(desk.pool_id)
         self.after(answer.turned, now_us)
         log.info("node %s connected, epoch %d, %d attempts", desk.name, desk.epoch, len(desk.held))
@@ -255,13 +256,16 @@ class Dispatcher:
             desk.room.accepting = not draining
             self.ring_here()
 
-    def explain(self, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
+    def explain(self, tenant_id: int, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the connected nodes of the pool do not take such a task now, and the first that would."""
-        return explaining.explain(self.desks.values(), pool, demand)
+        return explaining.explain(self._desks_of(tenant_id), pool, demand)
 
-    def full_disks(self, pool: str, percent: float) -> list[tuple[str, float]]:
+    def full_disks(self, tenant_id: int, pool: str, percent: float) -> list[tuple[str, float]]:
         """(node, percent in use) of the pool's connected nodes with a fuller disk, the fullest first."""
-        return explaining.full_disks(self.desks.values(), pool, percent)
+        return explaining.full_disks(self._desks_of(tenant_id), pool, percent)
+
+    def _desks_of(self, tenant_id: int) -> list[Desk]:
+        return [desk for desk in self.desks.values() if desk.tenant_id == tenant_id]
 
     async def open_stream(self, task: int, attempt: int, path: str, with_stdin: bool) -> bool:
         """Ask the task's node to connect to `path`.  False where no node of this server has the attempt."""
@@ -303,7 +307,6 @@ class Dispatcher:
                 turn,
                 work,
                 self.planner,
-                tenant_id=self._tenant_id,
                 now_us=self.planner.now_us,
                 known_specs=self._known.specs.keys(),
             )
@@ -357,7 +360,7 @@ class Dispatcher:
             now_us = self._clock()
             alone = Gathered(work.epochs, ended=part)
             try:
-                done = await self._db.run(turn, alone, self.planner, tenant_id=self._tenant_id, now_us=now_us)
+                done = await self._db.run(turn, alone, self.planner, now_us=now_us)
             except StoreUnavailable:
                 self._ended = part + [row for rest in parts for row in rest] + self._ended
                 raise

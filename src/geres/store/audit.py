@@ -53,7 +53,7 @@ class Note(NamedTuple):
     now_us: int
 
 
-def noted(tx: Tx, note: Note, change: Callable[..., T], caller: Caller, *args: Any, **how: Any) -> T:
+def noted(tx: Tx, /, note: Note, change: Callable[..., T], caller: Caller, *args: Any, **how: Any) -> T:
     """Do it, and note that it was done."""
     answer = change(tx, caller, *args, **how)
     write(tx, caller, note.action, note.target, now_us=note.now_us)

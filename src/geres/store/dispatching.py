@@ -98,7 +98,7 @@ def set_aside(tx: Tx, node_id: int, report: Ended, *, error: str, now_us: int) -
     done = Turned()
     rows = {row[0]: row[1] for row in tx.rows("epoch_of_node", node_id=node_id)}
     if rows:
-        done = turn(tx, Gathered(rows, ended=[(node_id, plain)]), _NOTHING, tenant_id=0, now_us=now_us)
+        done = turn(tx, Gathered(rows, ended=[(node_id, plain)]), _NOTHING, now_us=now_us)
     return done
 
 

@@ -119,7 +119,6 @@ def turn(
     work: Gathered,
     planner: Planner,
     *,
-    tenant_id: int,
     now_us: int,
     known_specs: Set[int] = frozenset(),
 ) -> Turned:
@@ -127,7 +126,7 @@ def turn(
     done = Turned()
     held = _check_epochs(tx, work, done)
     empty: list[int] = []
-    capped = [_dispatch(tx, pool_id, planner, held, done, empty, tenant_id, now_us) for pool_id in work.pools]
+    capped = [_dispatch(tx, pool_id, planner, held, done, empty, now_us) for pool_id in work.pools]
     _load_specs(tx, done, known_specs)
     begun = _start(tx, work, held, done, now_us) if work.started else []
     if work.asked:
@@ -161,7 +160,6 @@ def _dispatch(
     held: set[int],
     done: Turned,
     empty: list[int],
-    tenant_id: int,
     now_us: int,
 ) -> bool:
     """Assign what starts now; lanes with nothing queued join `empty`.  True where limits decided about it."""
@@ -170,7 +168,9 @@ def _dispatch(
     lanes = [Lane(*row) for row in rows]
     if not lanes:
         return False
-    caps, locked_out = _lock_caps(tx, planner.caps_of(lanes), tenant_id)
+    wanted = planner.caps_of(lanes)
+    tenant_id = tx.value("tenant_of_pool", pool_id=pool_id) if wanted else 0
+    caps, locked_out = _lock_caps(tx, wanted, tenant_id)
     chosen = planner.choose([lane for lane in lanes if lane.id not in locked_out], caps)
     candidates: list[Candidate] = []
     read_out = 0

@@ -13,6 +13,9 @@ SELECT lane.id, lane.priority, lane.submitted_by, lane.class_id, resource_class.
  ORDER BY lane.priority DESC, lane.id
  LIMIT :limit
 
+-- name: tenant_of_pool
+SELECT tenant_id FROM pool WHERE id = :pool_id
+
 -- name: lock_limits
 SELECT scope, key, most FROM "limit"
  WHERE tenant_id = :tenant_id AND scope = :scope AND key = :key
