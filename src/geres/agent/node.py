@@ -46,6 +46,7 @@ class Node:
         self._uploader = uploader
         self._upkeep = upkeep
         self.attempts: dict[AttemptKey, str] = {}
+        self._given_before: set[AttemptKey] = set()  # to the supervisor over earlier connections
         self.ended: dict[AttemptKey, Ended] = {}  # reported or to be reported, not acknowledged
         self.started: list[tuple[int, int, int]] = []  # to be sent
         self._running_since: dict[AttemptKey, int] = {}
@@ -209,6 +210,11 @@ class Node:
         elif what == "list":
             self._take_list(*frame[1:])
 
+    def linked(self) -> None:
+        """A connection to a supervisor was opened.  What is given over it from now on is behind its list."""
+        self.orders.forget_supervisor()
+        self._given_before = set(self.attempts)
+
     def _over_disk(self, key: AttemptKey, used: int, limit: int) -> None:
         message = f"used {used >> 10} KiB on disk, more than its allowance of {limit >> 10} KiB"
         self.end(key, ("failed", "disk_full", message), None)
@@ -224,8 +230,9 @@ class Node:
     ) -> None:
         """A (new) connection to the supervisor begins with all that it has."""
         here = {key: ENDED for key in self.attempts if key in self.ended or key in self._uploads}
-        gone = [key for key in self.attempts if key not in here]
-        self.attempts = here | dict.fromkeys(waiting, WAITING)
+        gone = [key for key in self.attempts if key in self._given_before and key not in here]
+        under_way = [key for key in self.attempts if key not in self._given_before and key not in here]
+        self.attempts = here | dict.fromkeys([*under_way, *waiting], WAITING)
         self._running_since = {(entry[0], entry[1]): entry[3] for entry in running}
         self.attempts |= dict.fromkeys(self._running_since, RUNNING)
         self.started = [(*key, started_us) for key, started_us in self._running_since.items()]
