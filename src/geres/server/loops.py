@@ -9,7 +9,7 @@ import anyio.to_thread
 
 from geres.api.context import Context
 from geres.server.clock import JUMP_US, Clock, wall_us
-from geres.store import arrays, audit, ends, jobs, servers, tokens, upkeep
+from geres.store import arrays, audit, ends, jobs, migrate, servers, tokens, upkeep
 from geres.store.database import Order
 
 log = logging.getLogger("geres.server")
@@ -77,6 +77,23 @@ class JobEnder:
         if freed.freed:
             self._context.dispatcher.ring()
         return more
+
+
+class Migrator:
+    """Applies the second parts of migrations, once no server with older code is there."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    async def step(self) -> bool:
+        db = self._context.db
+        server_id = self._context.server_id if db.dialect == "postgres" else None
+        names, waits = await db.run_as(Order.LOOP, migrate.finish, server_id, now_us=self._context.clock())
+        for name in names:
+            log.info("migration %s is complete", name, extra={"event": "migrated"})
+        if waits:
+            log.info("a migration waits for the last server with older code to stop")
+        return False
 
 
 class Janitor:

@@ -287,6 +287,7 @@ class _Server:
             ("leases", self._leases.renew_step, min(1.0, lease / 10), Doorbell()),
             ("losses", self._leases.lose_step, min(1.0, lease / 10), Doorbell()),
             ("fleet", self._fleet.step, min(1.0, lease / 10), Doorbell()),
+            ("migrations", loops.Migrator(context).step, 60.0, Doorbell()),
             ("unfolder", loops.Unfolder(context).step, 1.0, context.unfolder),
             ("waker", loops.Waker(context).step, 0.2, Doorbell()),
             ("job ender", loops.JobEnder(context).step, 1.0, context.job_ender),
