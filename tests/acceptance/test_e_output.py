@@ -293,3 +293,48 @@ def test_u077_logs_of_a_job_name_the_task_on_each_line(cluster):
     assert everything == "".join(f"{job}.{n}: one {n}\n{job}.{n}: two\n" for n in (1, 2, 3))
     assert failed == f"{job}.2: one 2\n{job}.2: two\n"
     assert tail == "".join(f"{job}.{n}: two\n" for n in (1, 2, 3))
+
+
+@pytest.mark.parametrize("given", ["yes\nno\n", ""])
+def test_u074_attach_passes_a_pipe_on_and_ends_with_the_task(cluster, given):
+    task = submit(cluster, "--stdin", "--", "sh", "-c", "cat; exit 3" if given else "read line; exit 4")
+
+    done = cluster.popen("attach", task, stdin=subprocess.PIPE)
+    done.stdin.write(given)
+    done.stdin.close()
+    done.stdin = None
+    if not given:  # an empty stdin may be that of a script: nobody meant to end the task's
+        wait_for_state(cluster, task, "running")
+        assert cluster.run("attach", "--stdin", task, input="x\n").returncode == 4
+
+    out, _ = done.communicate(timeout=60)
+    assert (out, done.returncode) == (given, 3 if given else 4)
+
+
+def test_u074_attach_leaves_stdin_alone_where_the_task_has_none(cluster):
+    task = submit(cluster, "--", "sh", "-c", "cat; echo done")
+
+    done = cluster.run("attach", task, input="lost\n", check=True)
+
+    assert done.stdout == "done\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "shown", "files"),
+    [
+        (("-o", "out"), ("", "err\n"), {"out": "out\n"}),
+        (("-e", "err"), ("out\n", ""), {"err": "err\n"}),
+        (("-o", "out", "--merge"), ("", ""), {"out": "out\nerr\n"}),
+    ],
+)
+def test_u075_what_goes_to_a_file_goes_nowhere_else(cluster, tmp_path, words, shown, files):
+    line = "echo out; echo err >&2"
+
+    one = cluster.run("run", *words, "--cwd", str(tmp_path), "--shell", line, check=True)
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    many = cluster.run(
+        "run", *words, "--append", "--cwd", str(tmp_path), "sh", "-c", line, ":::", "x", check=True
+    )
+
+    assert ((one.stdout, one.stderr), found) == (shown, files)
+    assert (many.stdout, many.stderr) == shown

@@ -84,14 +84,34 @@ def run_one(client: Any, work: Work, *, no_io: bool, lines: bool, quiet: bool) -
         if no_io:
             end = client.wait_one(answer.task.id)
         else:
-            end = follow(client, answer.task.id, stdin=work.spec.stdin, lines=lines, quiet=quiet)
+            to_files = streams_to_files(work.spec)
+            end = follow(
+                client, answer.task.id, stdin=work.spec.stdin, lines=lines, quiet=quiet, leave_out=to_files
+            )
     return report(answer.task.id, end, quiet=quiet)
 
 
+def streams_to_files(spec: Any) -> frozenset[str]:
+    """Which of "o" and "e" go to a file that the caller named: as with `cmd > FILE`, nowhere else."""
+    out, err = spec.stdout is not None, spec.stderr is not None
+    return frozenset([*(["o"] if out else []), *(["e"] if err or (out and spec.merge) else [])])
+
+
 def follow(
-    client: Any, task_id: str, *, stdin: bool, quiet: bool, from_now: bool = False, lines: bool = False
+    client: Any,
+    task_id: str,
+    *,
+    stdin: bool,
+    quiet: bool,
+    unasked: bool = False,
+    from_now: bool = False,
+    lines: bool = False,
+    leave_out: frozenset[str] = frozenset(),
 ) -> Any:
-    """Pass the task's streams through until it ends, or with `lines` whole lines of them; how it ended."""
+    """Pass the task's streams through until it ends, or with `lines` whole lines of them; how it ended.
+
+    With `unasked` a stdin that is empty is not passed on: nobody may have meant it.
+    """
     from geres.model.tasks import Attempt
     from geres.sdk.attach import Attachment  # loads the WebSocket client
 
@@ -99,7 +119,9 @@ def follow(
         client.transport, task_id, stdin=stdin, from_now=from_now, patience_seconds=_PATIENCE_SECONDS
     )
     if stdin:
-        threading.Thread(target=pump_stdin, args=(attached,), name="geres-stdin", daemon=True).start()
+        threading.Thread(
+            target=pump_stdin, args=(attached,), kwargs={"unasked": unasked}, name="geres-stdin", daemon=True
+        ).start()
     has_run = told = False
     breaks = 0
     partial = {"o": b"", "e": b""}
@@ -113,6 +135,8 @@ def follow(
         kind, value = frame
         if kind in ("o", "e"):
             has_run = True
+            if kind in leave_out:
+                continue
             if lines:
                 whole, end, partial[kind] = (partial[kind] + value).rpartition(b"\n")
                 value = whole + end
@@ -218,19 +242,22 @@ def has_stdin() -> bool:
     return not (here.st_dev == null.st_dev and here.st_ino == null.st_ino)
 
 
-def pump_stdin(attached: Any, read: Callable[[], bytes] | None = None) -> None:
+def pump_stdin(attached: Any, read: Callable[[], bytes] | None = None, *, unasked: bool = False) -> None:
     """Send our stdin to the task until it ends; only as fast as the task reads."""
     read = read or (lambda: os.read(0, _STDIN_PIECE))
+    sent = False
     while True:
         try:
             piece = read()
         except OSError:  # a terminal that we are not in front of
             piece = b""
         if not piece:
-            attached.write_eof()
+            if sent or not unasked:
+                attached.write_eof()
             return
         if not attached.write(piece):
             return
+        sent = True
 
 
 def _pass_on(client: Any, task_id: str, descriptor: int, data: bytes) -> None:

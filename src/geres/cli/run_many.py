@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 from geres.cli.output import say
-from geres.cli.run import Stops, report
+from geres.cli.run import Stops, report, streams_to_files
 from geres.cli.submit import submit_rows
 from geres.cli.work import Work, warn
 from geres.model.tasks import Attempt
@@ -28,7 +28,7 @@ def run_many(client: Any, work: Work, *, no_io: bool, quiet: bool) -> int:
         failed: dict[int, int] = {}
         for task in group.as_ended():
             if not no_io:
-                print_output(client, task)
+                print_output(client, task, streams_to_files(work.spec))
             end = task.ended
             assert end is not None
             if status := exit_status(end):
@@ -41,15 +41,15 @@ def run_many(client: Any, work: Work, *, no_io: bool, quiet: bool) -> int:
     return failed[max(failed)] if failed else 0
 
 
-def print_output(client: Any, task: Task) -> None:
-    """Print all that is kept of a task's output, stdout and stderr apart."""
+def print_output(client: Any, task: Task, leave_out: frozenset[str]) -> None:
+    """Print all that is kept of a task's output, stdout and stderr apart, but for what goes to a file."""
     end = task.ended
     assert isinstance(end, Attempt)  # tasks of a results stream bring their end along
-    for stream, size, target in (
-        ("stdout", end.stdout_bytes, sys.stdout.buffer),
-        ("stderr", end.stderr_bytes, sys.stderr.buffer),
+    for kind, stream, size, target in (
+        ("o", "stdout", end.stdout_bytes, sys.stdout.buffer),
+        ("e", "stderr", end.stderr_bytes, sys.stderr.buffer),
     ):
-        if size:
+        if size and kind not in leave_out:
             for piece in client.logs(task.id, stream=stream, attempt=end.attempt):
                 target.write(piece)
             target.flush()
