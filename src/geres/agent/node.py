@@ -236,7 +236,8 @@ class Node:
         self._running_since = {(entry[0], entry[1]): entry[3] for entry in running}
         self.attempts |= dict.fromkeys(self._running_since, RUNNING)
         self.started = [(*key, started_us) for key, started_us in self._running_since.items()]
-        self._gpu_ids = {(task, attempt): ids for task, attempt, ids in gpu_ids or []}
+        self._gpu_ids = {key: self._gpu_ids[key] for key in under_way if key in self._gpu_ids}
+        self._gpu_ids |= {(task, attempt): ids for task, attempt, ids in gpu_ids or []}
         for end in ended:
             self._take_end(end)
         for key in gone:
