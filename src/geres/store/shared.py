@@ -9,8 +9,8 @@ from geres.store.database import Tx
 
 def secret(tx: Tx, name: str, make: Callable[[], str], *, now_us: int) -> str:
     """The secret of that name; `make` makes it where there is none, and the first server's counts."""
-    found = tx.value("find_secret", name=name)
+    found = tx.value("shared_secret", name=name)
     if found is None:
-        tx.run("add_secret", name=name, value=make(), now_us=now_us)
-        found = tx.value("find_secret", name=name)
+        tx.run("share_secret", name=name, value=make(), now_us=now_us)
+        found = tx.value("shared_secret", name=name)
     return str(found)

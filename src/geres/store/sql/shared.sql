@@ -1,6 +1,6 @@
--- name: find_secret
+-- name: shared_secret
 SELECT value FROM secret WHERE name = :name
 
--- name: add_secret
+-- name: share_secret
 INSERT INTO secret (name, value, created_at) VALUES (:name, :value, :now_us)
 ON CONFLICT (name) DO NOTHING
