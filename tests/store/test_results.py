@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from geres.blobs.folder import output_key, parse_output_key
 from geres.errors import Gone, Invalid, NotFound
 from geres.model.callers import Caller
 from geres.model.tasks import Results, Retry
@@ -124,6 +125,31 @@ def test_the_blobs_of_what_is_forgotten_are_named(world: World) -> None:
     assert sorted(forget(world, world.now_us + SECOND)) == ["outputs/a", "outputs/b", "outputs/c"]
 
 
+def test_outputs_are_unwanted_that_no_attempt_names_or_may_name_yet(world: World) -> None:
+    ended_one, running, lost = world.submit(3)
+    run(world, ended_one, stdout_blob=output_key(key(ended_one), 1, "stdout"))
+    node = world.connect()
+    world.assign(node, 2)
+    world.now_us += 60 * SECOND
+    world.lose()
+    [(task, attempt)] = world.assign(world.connect("n2"), 1)
+    assert (task, attempt) == (running, 2)
+
+    keys = {
+        output_key(key(one), number, stream): (key(one), number)
+        for one in (ended_one, running, lost)
+        for number in (1, 2)
+        for stream in ("stdout", "stderr")
+    }
+    kept = {
+        output_key(key(ended_one), 1, "stdout"),
+        output_key(key(running), 2, "stdout"),
+        output_key(key(running), 2, "stderr"),
+    }
+    assert {name: parse_output_key(name) for name in keys} == keys
+    assert world.db.call(upkeep.unwanted_outputs, keys) == [name for name in keys if name not in kept]
+
+
 def test_a_task_that_ran_again_lately_stays_with_its_later_result(world: World) -> None:
     [task] = world.submit()
     run(world, task, outcome="failed")
@@ -138,13 +164,14 @@ def test_a_task_that_ran_again_lately_stays_with_its_later_result(world: World) 
 
 
 def test_an_ended_job_without_tasks_is_forgotten(world: World) -> None:
-    job = world.job(on_all_complete="terminate")
+    job = world.job(on_all_complete="terminate", max_parallel=3)
     [task] = world.submit(job=job)
     run(world, task)
     forget(world, world.now_us + SECOND)
 
     assert world.db.call(upkeep.forget_jobs, before_us=world.now_us + SECOND) == [int(job)]
     assert world.rows("SELECT * FROM lane") == world.rows("SELECT * FROM spec") == []
+    assert world.rows('SELECT * FROM "limit"') == []
 
 
 def test_idempotency_keys_are_forgotten_after_a_day(world: World) -> None:

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from geres.errors import Invalid, NotFound, StoreFull
 from geres.model import ids
 
 _KEY = re.compile(r"[a-z0-9][a-z0-9._-]*(?:/[a-z0-9][a-z0-9._-]*)*")
+_OUTPUT = re.compile(r"outputs/([0-9]{1,9})/[0-9]+/([0-9]{1,9})\.([0-9]{1,9})\.(?:stdout|stderr)")
 _PIECE_BYTES = 1 << 20
 #: Files of one folder, so that none holds millions.
 _TASKS_IN_FOLDER = 1000
 _UNFINISHED = ".part"
+_IDLE_SECONDS = 3600.0
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -32,6 +35,20 @@ def output_key(task: int, attempt: int, stream: str) -> str:
     """Where the whole output of an attempt lies: always the same key, so an upload may be repeated."""
     number = ids.number_of(task)
     return f"outputs/{ids.job_of(task)}/{number // _TASKS_IN_FOLDER}/{number}.{attempt}.{stream}"
+
+
+def parse_output_key(key: str) -> tuple[int, int] | None:
+    """(task, attempt) whose output lies under the key; None for another key."""
+    found = _OUTPUT.fullmatch(key)
+    if found is None:
+        return None
+    job, number, attempt = (int(part) for part in found.groups())
+    return ids.task_key(job, number), attempt
+
+
+def is_unfinished(key: str) -> bool:
+    """True for what an upload left that was cut off."""
+    return key.endswith(_UNFINISHED)
 
 
 class FolderBlobs:
@@ -71,6 +88,22 @@ class FolderBlobs:
         """Remove a blob; twice is harmless."""
         self.path(key).unlink(missing_ok=True)
 
+    def outputs(self) -> Iterator[tuple[str, float]]:
+        """(key, time of its last write in seconds since 1970) of all that lies under `outputs`, unfinished
+        uploads included, a folder at a time.  A folder that has been empty for an hour is removed."""
+        for job in _inside(self.folder / "outputs"):
+            for part in _inside(job):
+                empty = True
+                for path in _inside(part):
+                    empty = False
+                    try:
+                        yield path.relative_to(self.folder).as_posix(), path.stat().st_mtime
+                    except FileNotFoundError:
+                        continue
+                if empty:
+                    _remove_idle(part)
+            _remove_idle(job)
+
     def remove_under(self, prefix: str) -> None:
         """Remove all blobs whose key begins with `prefix/`; none is harmless."""
         shutil.rmtree(self.path(prefix), ignore_errors=True)
@@ -100,3 +133,19 @@ class FolderBlobs:
                 raise StoreFull(f"{error.strerror}: make room for {self.folder}") from error
             raise
         return size
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remove_idle(folder: Path) -> None:
+    """Remove a folder that is empty and was not changed lately; an upload may be about to write to it."""
+    try:
+        if time.time() - folder.stat().st_mtime > _IDLE_SECONDS:
+            folder.rmdir()
+    except OSError:
+        pass  # not empty, or gone

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator
+from itertools import islice
 
 import anyio
 import anyio.to_thread
 
 from geres.api.context import Context
+from geres.blobs.folder import is_unfinished, parse_output_key
 from geres.server.clock import JUMP_US, Clock, wall_us
 from geres.store import arrays, audit, ends, jobs, migrate, servers, tokens, upkeep
 from geres.store.database import Order
@@ -16,6 +20,8 @@ log = logging.getLogger("geres.server")
 
 _WAKE_PIECE = 1000
 _ARRAYS = 100
+_SWEEP_PIECE = 1000
+_SAFE_SECONDS = 3600.0
 
 
 class Unfolder:
@@ -118,6 +124,41 @@ class Janitor:
             await anyio.to_thread.run_sync(self._context.blobs.remove, blob)
         ended = await db.run_as(Order.LOOP, upkeep.forget_jobs, before_us=before_us)
         return gone.more or bool(keys) or bool(ended) or bool(entries)
+
+
+class Sweeper:
+    """Removes outputs that nothing names: of an attempt that died after its upload, or that was given away.
+
+    A piece at each step, from the first blob to the last and again.  What is younger than an hour stays, and
+    what is older than this store: it belongs to another one in the same home.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._walk: Iterator[tuple[str, float]] = iter(())
+        self._began_us: int | None = None
+
+    async def step(self) -> bool:
+        context = self._context
+        if self._began_us is None:
+            self._began_us = await context.db.read(upkeep.store_began_us)
+        piece = await anyio.to_thread.run_sync(self._next_piece)
+        before = time.time() - _SAFE_SECONDS
+        old = [key for key, written in piece if self._began_us / 1e6 < written < before]
+        attempts = {key: attempt for key in old if (attempt := parse_output_key(key)) is not None}
+        unwanted = await context.db.read(upkeep.unwanted_outputs, attempts) if attempts else []
+        unwanted += [key for key in old if is_unfinished(key)]
+        for key in unwanted:
+            await anyio.to_thread.run_sync(context.blobs.remove, key)
+        if unwanted:
+            log.info("%d outputs that nothing names were removed", len(unwanted))
+        return False
+
+    def _next_piece(self) -> list[tuple[str, float]]:
+        piece = list(islice(self._walk, _SWEEP_PIECE))
+        if not piece:
+            self._walk = self._context.blobs.outputs()
+        return piece
 
 
 class ClockKeeper:

@@ -292,6 +292,7 @@ class _Server:
             ("waker", loops.Waker(context).step, 0.2, Doorbell()),
             ("job ender", loops.JobEnder(context).step, 1.0, context.job_ender),
             ("janitor", janitor.step, 60.0, Doorbell()),
+            ("sweeper", loops.Sweeper(context).step, 60.0, Doorbell()),
             ("clock", clock.step, 10.0, Doorbell()),
             *([("certificate", self._tls.step, 30.0, Doorbell())] if self._tls else []),
         ):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from geres.model.wire import AttemptKey
 from geres.store.database import Tx
 
 _PIECE = 1000
@@ -74,7 +76,25 @@ def forget_jobs(tx: Tx, *, before_us: int, limit: int = 100) -> list[int]:
     """Remove jobs that ended before a time and have no tasks left.  Returns them."""
     ids = [row[0] for row in tx.rows("jobs_to_forget", before_us=before_us, limit=limit)]
     if ids:
+        tx.run("drop_limits_of_jobs", keys=[str(job_id) for job_id in ids])
         tx.run("drop_lanes", job_ids=ids)
         tx.run("drop_specs", job_ids=ids)
         tx.run("drop_jobs", job_ids=ids)
     return ids
+
+
+def store_began_us(tx: Tx) -> int:
+    """When this store was made."""
+    return int(tx.value("store_began"))
+
+
+def unwanted_outputs(tx: Tx, attempts: Mapping[str, AttemptKey]) -> list[str]:
+    """Which of these blobs, each with the attempt that wrote it, nothing names and nothing ever will.
+
+    An attempt that is still on a node may name its blob yet.  Those are looked at first: one whose end is
+    stored between the two looks is found by the second.
+    """
+    task_ids = sorted({task for task, _ in attempts.values()})
+    live = {(task, attempt) for task, attempt in tx.rows("attempts_on_nodes", task_ids=task_ids)}
+    named = {key for row in tx.rows("blobs_of_tasks", task_ids=task_ids) for key in row}
+    return [key for key, attempt in attempts.items() if attempt not in live and key not in named]

@@ -84,3 +84,16 @@ DELETE FROM spec WHERE job_id IN ids(:job_ids)
 
 -- name: drop_jobs
 DELETE FROM job WHERE id IN ids(:job_ids)
+
+-- name: drop_limits_of_jobs
+DELETE FROM "limit" WHERE scope = 'job' AND key IN words(:keys)
+
+-- name: store_began
+SELECT COALESCE(min(created_at), 0) FROM tenant
+
+-- name: attempts_on_nodes
+SELECT id, attempt FROM task WHERE id IN ids(:task_ids) AND node_id IS NOT NULL
+
+-- name: blobs_of_tasks
+SELECT stdout_blob, stderr_blob FROM attempt
+ WHERE task_id IN ids(:task_ids) AND (stdout_blob IS NOT NULL OR stderr_blob IS NOT NULL)
