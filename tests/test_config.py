@@ -181,7 +181,7 @@ def test_an_expression_that_leads_nowhere_is_told(load, value, told):
 
 def test_all_problems_come_at_once_with_the_key_and_its_source(load, tmp_path):
     settings = load(
-        user='stray = 1\n[server]\nlease_secnds = 3\nport = 70000\nhost = "0.0.0.0"\nstore = "mysql:"\n',
+        user='stray = 1\n[server]\nlease_secnds = 3\nport = 70000\nkey = "k.pem"\nstore = "mysql:"\n',
         env={"GERES_AGENT__CPUS": "many", "GERES_LOG__LEVEL": "loud", "GERES_NONE__SUCH": "1"},
     )
 
@@ -192,7 +192,7 @@ def test_all_problems_come_at_once_with_the_key_and_its_source(load, tmp_path):
         f"server.lease_secnds ({tmp_path / 'user.toml'}): there is no such setting; did you mean" in problems
     )
     assert f"server.port ({tmp_path / 'user.toml'}): 70000 is no port" in problems
-    assert "server.host" in problems
+    assert "server.key" in problems
     assert "server.store" in problems
     assert "agent.cpus (environment GERES_AGENT__CPUS): 'many' is no number" in problems
     assert "log.level (environment GERES_LOG__LEVEL): 'loud' is none of" in problems

@@ -99,6 +99,15 @@ def peek(url: str) -> str:
     return _shake_hands(url, bare)
 
 
+def speaks_tls(url: str) -> bool:
+    """True where a server that was asked without TLS wants it."""
+    try:
+        peek(url)
+    except (Unreachable, Untrusted):
+        return False
+    return True
+
+
 def _shake_hands(url: str, context: ssl.SSLContext) -> str:
     parts = urlsplit(url)
     address = (parts.hostname or "", parts.port or 443)
