@@ -130,9 +130,9 @@ class Api:
 class Socket:
     """A WebSocket of bytes."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, *, headers: dict[str, str] | None = None) -> None:
         self._closing = contextlib.ExitStack()
-        headers = {"Authorization": f"Bearer {token}"}
+        headers = {"Authorization": f"Bearer {token}", **(headers or {})}
         opening = connect(
             url, additional_headers=headers, compression=None, max_size=None, close_timeout=2, proxy=None
         )

@@ -76,6 +76,8 @@ RULES: dict[tuple[str, str], Roles] = {
     ("GET", "/v1/join-tokens"): OPERATORS,
     ("POST", "/v1/join-tokens"): OPERATORS,
     ("POST", "/v1/join-tokens/{token}/revoke"): OPERATORS,
+    # servers; such a request is signed
+    ("WEBSOCKET", "/v1/peers/streams/{task}/{attempt}"): NOBODY,
     # agents
     ("POST", "/v1/agents/join"): NOBODY,  # the join token stands in the body
     ("POST", "/v1/agents/credential"): NODES,

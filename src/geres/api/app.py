@@ -21,6 +21,8 @@ from geres.api.bodies import encode, error_body
 from geres.api.context import Context
 from geres.api.front import Front, Hot, WebSocketRoute
 from geres.api.openapi import HotRoute, complete
+from geres.api.peers import PATH as PEER_PATH
+from geres.api.peers import Streams
 from geres.api.request import Request, answer
 from geres.api.streams import PATH as STREAM_PATH
 from geres.api.streams import Rendezvous, accept
@@ -108,11 +110,11 @@ _BODIES: list[type[Struct]] = [
 
 def create_app(context: Context) -> App:
     """The ASGI application on this context."""
-    meet = Rendezvous()
+    streams = Streams(Rendezvous())
     inner = Litestar(
         [*ROUTES, _openapi],
         request_class=Request,
-        state=State({"context": context, "rendezvous": meet, "document": None}),
+        state=State({"context": context, "streams": streams, "document": None}),
         exception_handlers={GeresError: _refuse, HTTPException: _refuse_http, Exception: _fail},
         openapi_config=OpenAPIConfig(
             title="geres",
@@ -125,24 +127,32 @@ def create_app(context: Context) -> App:
         middleware=[],
         request_max_body_size=None,  # Front bounds bodies, and the blobs count what streams to them
     )
-    sockets = _Sockets(meet)
+    sockets = _Sockets(streams)
     return Front(context, cast("App", inner), exact=_EXACT, by_key=_BY_KEY, sockets=sockets.get)
 
 
 class _Sockets:
     """WebSocket routes by path."""
 
-    def __init__(self, meet: Rendezvous) -> None:
-        self._meet, self._attach = meet, attach_route(meet)
+    def __init__(self, streams: Streams) -> None:
+        self._streams, self._attach = streams, attach_route(streams)
 
     def get(self, path: str) -> WebSocketRoute | None:
         if path == "/v1/agents":
             return _agents
         if path.startswith(STREAM_PATH):
-            return self._meet.serve_agent
+            return self._streams.meet.serve_agent
+        if path.startswith(PEER_PATH):
+            return self._peer
         if path.startswith("/v1/tasks/") and path.endswith("/attach"):
             return self._attach
         return None
+
+
+    async def _peer(
+        self, context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        await self._streams.serve_peer(context, scope, receive, send)
 
 
 async def _agents(context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:

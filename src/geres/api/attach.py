@@ -17,7 +17,8 @@ from geres.api.asgi import Receive, Scope, Send
 from geres.api.bodies import read_query
 from geres.api.context import Context
 from geres.api.front import WebSocketRoute
-from geres.api.streams import Frame, Rendezvous, Socket, accept
+from geres.api.peers import PeerSocket, Streams
+from geres.api.streams import Frame, Socket, accept
 from geres.api.waiting import no_task_id
 from geres.errors import Denied, GeresError, Invalid, StoreUnavailable
 from geres.model.callers import Caller
@@ -47,14 +48,14 @@ class _Attachment:
     """One client at one task."""
 
     def __init__(
-        self, context: Context, meet: Rendezvous, caller: Caller, key: int, query: AttachQuery, client: Socket
+        self, context: Context, streams: Streams, caller: Caller, key: int, query: AttachQuery, client: Socket
     ) -> None:
-        self._context, self._meet, self._caller, self._key = context, meet, caller, key
+        self._context, self._streams, self._caller, self._key = context, streams, caller, key
         self._query, self._client = query, client
         self._seen = {"o": query.out, "e": query.err}
         self._state: str | None = None
         self._attempt: int | None = None
-        self._agent: Socket | None = None
+        self._agent: Socket | PeerSocket | None = None
         self._opened = anyio.Event()
 
     async def run(self) -> None:
@@ -102,11 +103,11 @@ class _Attachment:
         if self._query.in_ is not None:
             query += f"&in={self._query.in_}"
         with_stdin = bool(self._query.stdin)
-        async with self._meet.open(
+        async with self._streams.open(
             self._context, self._key, task.attempt, query, with_stdin=with_stdin
         ) as agent:
             if agent is None:
-                return True  # not here, or it has just ended: look at the store again
+                return True  # connected nowhere, or it has just ended: look at the store again
             self._agent = agent
             self._opened.set()
             try:
@@ -115,7 +116,7 @@ class _Attachment:
                 self._agent = None
                 self._opened = anyio.Event()
 
-    async def _pass_through(self, agent: Socket) -> bool:
+    async def _pass_through(self, agent: Socket | PeerSocket) -> bool:
         while True:
             frame: Frame | None = None
             with anyio.move_on_after(_SILENT_SECONDS) as silence:
@@ -123,6 +124,8 @@ class _Attachment:
             if silence.cancelled_caught:
                 if not await self._is_there():
                     return True  # its node vanished without a word, and the task was taken back
+                if await self._has_moved(agent):
+                    return False  # its node is connected to another server by now
                 continue
             if frame is None:
                 return not await self._is_there()
@@ -138,6 +141,12 @@ class _Attachment:
         """True while the attempt that is passed through is on its node."""
         place = await self._context.db.read(tasks.place, self._caller, self._key)
         return place.attempt == self._attempt and place.state.on_node
+
+    async def _has_moved(self, agent: Socket | PeerSocket) -> bool:
+        """True where the node of the task is held by another server than the stream comes through."""
+        place = await self._context.db.read(tasks.place, self._caller, self._key)
+        through = agent.server_id if agent.server_id is not None else self._context.server_id
+        return place.server_id is not None and place.server_id != through
 
     async def _tell_state(self, state: str) -> None:
         if state != self._state:
@@ -195,8 +204,8 @@ def _check(query: AttachQuery) -> None:
         raise Invalid(f"from: {query.from_!r} is neither begin nor now", field="from")
 
 
-def route(meet: Rendezvous) -> WebSocketRoute:
-    """The WebSocket route, with the place where it meets the agents."""
+def route(streams: Streams) -> WebSocketRoute:
+    """The WebSocket route, with the way to the agents."""
 
     async def attach(context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send) -> None:
         key_text = scope["path"].removeprefix("/v1/tasks/").removesuffix("/attach")
@@ -212,7 +221,7 @@ def route(meet: Rendezvous) -> WebSocketRoute:
             return
         client = Socket(receive, send)
         try:
-            await _Attachment(context, meet, caller, key, query, client).run()
+            await _Attachment(context, streams, caller, key, query, client).run()
         except StoreUnavailable:
             await client.write(["lost"])
             await client.close(1013)

@@ -42,7 +42,7 @@ class Dispatcher(agents.Dispatcher, Protocol):
         """A job's name, cap or priority was changed."""
 
     def explain(self, tenant_id: int, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
-        """Why the known nodes of the tenant's pool do not take such a task now, and the node that would take it."""
+        """Why the nodes of the tenant's pool do not take such a task now, and the node that would."""
 
     def full_disks(self, tenant_id: int, pool: str, percent: float) -> list[tuple[str, float]]:
         """(node, percent in use) of the pool's connected nodes with a fuller disk, the fullest first."""
@@ -64,6 +64,7 @@ class Context:
     server_secret: str = ""  #: what other servers sign with when they ask this one
     version: str = ""
     disk_warn_percent: int = 90  #: from here on a node's disk is warned about at submit
+    task_key: bytes = b""  #: of the tokens of tasks
     requests_per_second: float = 0.0  #: of one token, over some seconds; 0 for no limit
     used_tokens: dict[int, int] = field(default_factory=dict)  #: id to when: what is not stored yet
     #: Called where a token was revoked, or a user or tenant changed.

@@ -45,6 +45,10 @@ Hot = Callable[[Call], Awaitable[tuple[int, bytes]]]
 WebSocketRoute = Callable[[Context, Caller, Scope, Receive, Send], Awaitable[None]]
 
 
+#: Who asks where no token is asked for.
+_NOBODY = Caller(0, "", "", "viewer")
+
+
 class ClientGone(Exception):
     """The client hung up before its body was there."""
 
@@ -68,6 +72,7 @@ class Front:
             context.clock,
             requests_per_second=context.requests_per_second,
             used=context.used_tokens,
+            task_key=context.task_key,
         )
         self._refusals = Refusals(context.db, context.clock)
         context.forget_callers = self._auth.forget
@@ -162,8 +167,11 @@ class Front:
             route = self._sockets(scope["path"])
             if route is None:
                 raise Invalid(f"there is no WebSocket at {scope['path']}")
-            caller = scope["state"]["caller"] = await self._who(scope, headers)
-            access.check(caller, access.roles_for("WEBSOCKET", scope["path"]), "WEBSOCKET", scope["path"])
+            roles = access.roles_for("WEBSOCKET", scope["path"])
+            caller = _NOBODY
+            if roles is not access.NOBODY:
+                caller = scope["state"]["caller"] = await self._who(scope, headers)
+                access.check(caller, roles, "WEBSOCKET", scope["path"])
             await route(self._context, caller, scope, receive, send)
         except GeresError as error:
             await self._note(error, scope)

@@ -14,13 +14,14 @@ from msgspec import Struct
 
 from geres.api.bodies import read_query
 from geres.api.context import Context
+from geres.api.peers import Streams
 from geres.api.request import Request, answer_struct
-from geres.api.streams import Rendezvous
 from geres.api.waiting import no_task_id
 from geres.blobs.folder import output_key
 from geres.errors import Invalid, NotFound, StaleAttempt, StoreUnavailable
 from geres.model.callers import Caller
 from geres.model.ids import parse_task, show_task
+from geres.model.states import TaskState
 from geres.store import tasks
 from geres.store.tasks import Kept
 
@@ -60,23 +61,26 @@ async def get_logs(request: Request, task_id: FromPath[str]) -> Stream:
     key = parse_task(task_id)
     if key is None:
         raise no_task_id(task_id)
-    meet: Rendezvous = request.app.state.rendezvous
-    parts = await _logs(request.context, meet, request.caller, key, query)
+    streams: Streams = request.app.state.streams
+    parts = await _logs(request.context, streams, request.caller, key, query)
     return Stream(parts, media_type="application/octet-stream")
 
 
 async def _logs(
-    context: Context, meet: Rendezvous, caller: Caller, key: int, query: LogsQuery
+    context: Context, streams: Streams, caller: Caller, key: int, query: LogsQuery
 ) -> AsyncIterator[bytes]:
     place = await context.db.read(tasks.place, caller, key)
     attempt = query.attempt
     if place.state.on_node and attempt in (None, place.attempt):
         attempt = place.attempt
-        live = live_output(context, meet, key, place.attempt, query.stream, query.offset)
+        live = live_output(context, streams, key, place.attempt, query.stream, query.offset)
         first = await anext(live, None)
         if first is not None:
             return _tail_of_live(_with_first(first, live), query.tail)
         # Its node does not have it (any more): perhaps its end was stored meanwhile.
+        now = await context.db.read(tasks.place, caller, key)
+        if now.attempt == attempt and now.state in (TaskState.RUNNING, TaskState.SUSPENDED):
+            raise StoreUnavailable(f"the node of {show_task(key)} does not answer now; ask again in a moment")
     kept = await context.db.read(tasks.kept_output, key, query.stream, attempt)
     if kept is None:
         if attempt in (None, place.attempt):
@@ -123,7 +127,7 @@ async def pieces(context: Context, kept: Kept, *, offset: int = 0) -> AsyncItera
 
 
 async def live_output(
-    context: Context, meet: Rendezvous, key: int, attempt: int, stream: str, offset: int
+    context: Context, streams: Streams, key: int, attempt: int, stream: str, offset: int
 ) -> AsyncIterator[bytes]:
     """What a running attempt has written up to now, from its node.
 
@@ -131,7 +135,7 @@ async def live_output(
     """
     kind = _STREAMS[stream]
     query = f"from=begin&until=now&only={kind}&out={offset}&err={offset}"
-    async with meet.open(context, key, attempt, query, with_stdin=False) as agent:
+    async with streams.open(context, key, attempt, query, with_stdin=False) as agent:
         promised = False
         while agent is not None:
             frame = None

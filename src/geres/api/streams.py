@@ -32,6 +32,7 @@ class Socket:
 
     def __init__(self, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
+        self.server_id: int | None = None  #: the other server that it comes through
         self.closed = False
 
     async def read(self) -> Frame | None:
@@ -41,11 +42,7 @@ class Socket:
             if message["type"] != "websocket.receive":
                 self.closed = True
                 return None
-            try:
-                frame = _unpack(message.get("bytes") or b"")
-            except msgspec.MsgspecError:
-                continue
-            if isinstance(frame, list) and frame and isinstance(frame[0], str):
+            if (frame := as_frame(message.get("bytes") or b"")) is not None:
                 return frame
         return None
 
@@ -66,6 +63,15 @@ class Socket:
                 await self._send({"type": "websocket.close", "code": code})
             except (OSError, RuntimeError):
                 pass
+
+
+def as_frame(data: bytes) -> Frame | None:
+    """A frame as it came; None for what makes no sense."""
+    try:
+        frame = _unpack(data)
+    except msgspec.MsgspecError:
+        return None
+    return frame if isinstance(frame, list) and frame and isinstance(frame[0], str) else None
 
 
 class Rendezvous:

@@ -38,6 +38,7 @@ from geres.server.http import Http
 from geres.server.leases import Leases
 from geres.server.opening import Opened
 from geres.server.waiters import Waiters
+from geres.store import secrets as store_secrets
 from geres.store import servers
 from geres.store.servers import Introduction
 
@@ -47,6 +48,7 @@ _MOST_FRAME_BYTES = 256 << 20
 _OPEN_REQUESTS_SECONDS = 5
 _HAND_OVER_SECONDS = 30.0  #: for the server that we replace to let go of a SQLite file
 _KEEP_ALIVE_SECONDS = 75
+_REQUESTS_A_SECOND = 5000.0  #: of one token on one server: far above what one program asks for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -193,6 +195,7 @@ class _Server:
             me=me,
             lease_us=int(settings.lease_seconds * 1e6),
         )
+        task_key = opened.db.call(store_secrets.shared, store_secrets.TASK_TOKENS, now_us=self._clock())
         self._hints = Hints(me.id)
         self._fleet = Fleet(opened.db, self._clock, me, self._hints)
         self._waiters = Waiters(self._hints)
@@ -207,6 +210,7 @@ class _Server:
             reserve_after_seconds=settings.reserve_after_seconds,
             placing=settings.placement,
             fair=settings.order == "fair",
+            task_key=task_key,
         )
         self._leases = Leases(
             opened.db, self._clock, self._dispatcher, me, lease_seconds=settings.lease_seconds
@@ -223,6 +227,8 @@ class _Server:
             url=me.url,
             fingerprint=self._pin,
             disk_warn_percent=settings.disk_warn_percent,
+            task_key=task_key,
+            requests_per_second=_REQUESTS_A_SECOND,
         )
         self._settings = settings
         self._http = Http(
