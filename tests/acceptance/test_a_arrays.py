@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.acceptance.acts import Gate, eventually, fresh_job, most_at_once, shown, states, submit
@@ -174,3 +176,21 @@ def test_u006_an_array_after_what_fails_is_skipped(cluster, tmp_path):
 
     assert [task.state.value for task in client.tasks(job=array.id)] == ["skipped"] * 3
     assert states(cluster, *many.ids()) == ["skipped"] * 2
+
+
+def test_u006_a_dry_run_shows_the_array(cluster):
+    done = cluster.run(
+        "submit", "--dry-run", "--array", "2-20:2%3", "--", "echo", "{}", "{index}x", check=True
+    )
+    words = ("submit", "--dry-run", "--json", "--items", "-", "--", "echo", "{/}")
+    items = json.loads(cluster.run(*words, input="a/b\nc/d\n", check=True).stdout)
+
+    assert "the first runs echo 2 2x\n" in done.stderr
+    assert "the last runs echo 20 20x\n" in done.stderr
+    assert "with 10 tasks" in done.stderr
+    assert "at most 3 of them at once" in done.stderr
+    assert (items["count"], items["first_command"], items["last_command"]) == (
+        2,
+        ["echo", "b"],
+        ["echo", "d"],
+    )

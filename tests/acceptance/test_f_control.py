@@ -312,3 +312,16 @@ def test_u088_a_rerun_may_ask_for_more_and_a_waiting_task_is_not_rerun(cluster):
     assert refused.returncode == 5
     assert held in refused.stderr
     cluster.run("cancel", held, check=True)
+
+
+def test_u048_an_edit_of_what_has_ended_points_to_rerun_and_a_rerun_warns(cluster):
+    task = submit(cluster, "--", "true")
+    cluster.run("wait", task, check=True)
+
+    edited = cluster.run("edit", task, "memory=1G")
+    again = cluster.run("rerun", task, "memory=900T", check=True)
+
+    assert (edited.returncode, f"`geres rerun {task} NAME=VALUE`" in edited.stderr) == (5, True)
+    assert again.stdout == f"{task} queued\n"
+    assert "no node can ever run this" in again.stderr
+    cluster.run("cancel", task, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from geres.cli.help import exit_code_lines
 from geres.cli.main import cli
 from geres.cli.words import COMMANDS, MEANT
 from geres.errors import BY_CODE
+from geres.model.states import JobState, Reason, TaskState
+from geres.store.task_list import FILTER_FIELDS
 
 
 @pytest.mark.parametrize(
@@ -25,8 +28,7 @@ from geres.errors import BY_CODE
         (["run", "--ntasks", "2", "x"], "-a / --array"),
         (["submit", "--memry", "2G", "x"], "--memory"),
         (["up", "--prot", "1"], "--port"),
-        (["task", "1.7"], "geres task show 1.7"),
-        (["job", "my-job-name"], "geres job show my-job-name"),
+        (["task", "lisst"], "geres task list"),
     ],
 )
 def test_a_wrong_word_gets_the_right_one(geres, words, meant):
@@ -39,6 +41,49 @@ def test_a_wrong_word_gets_the_right_one(geres, words, meant):
 
 def test_a_word_like_nothing_gets_the_way_to_the_list(geres):
     assert "`geres --help` lists them" in geres("xyzzy").err
+
+
+@pytest.mark.parametrize(
+    "words", [["task", "1.7"], ["job", "my-job-name", "--json"], ["node", "vm"], ["job", "2"]]
+)
+def test_a_noun_and_a_name_show_one(geres, words):
+    shown, meant = geres(*words), geres(words[0], "show", *words[1:])
+
+    assert shown == meant
+    assert "no geres here" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["states"], [*TaskState, *JobState]),
+        (["reasons"], [*Reason]),
+        (["filters"], [*(name + ".KEY" if field.keys else name for name, field in FILTER_FIELDS.items())]),
+        (["placeholders"], ["{}", "{.}", "{/}", "{index}", "{task}"]),
+        (["environment"], ["GERES_TASK_ID", "GERES_HOME"]),
+        (["exit", "codes"], ["128+N"]),
+    ],
+)
+def test_a_topic_tells_of_all_that_there_is(geres, words, told):
+    done = geres("help", *words)
+
+    assert (done.status, done.err) == (0, "")
+    assert not [word for word in told if str(word) not in done.out]
+
+
+def test_the_topic_on_the_environment_has_what_the_reference_has(geres):
+    reference = (Path(__file__).parents[2] / "docs/reference/environment.md").read_text()
+
+    names = set(re.findall(r"`(GERES_[A-Z_]+)`", reference))
+
+    assert not [name for name in names if name not in geres("help", "environment").out]
+
+
+def test_an_unknown_topic_is_refused_with_those_that_there_are(geres):
+    done = geres("help", "colours")
+
+    assert done.status == 4
+    assert "environment, exit-codes, filters" in done.err
 
 
 def test_what_is_proposed_exists():

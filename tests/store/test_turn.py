@@ -396,3 +396,23 @@ def test_tasks_behind_as_many_as_could_start_are_not_read(world: World, high: in
     assert seen == read
     assert len(done.assigned) == 4
     assert done.waiting
+
+
+def test_ids_that_are_taken_are_listed_where_the_others_are_to_be_stored(world: World) -> None:
+    [first] = world.submit(id="a")
+    rows = [TaskRow(id=one) for one in ("x", "a", "y", "x")] + [TaskRow()]
+
+    answer = world.db.call(
+        submit.create_tasks,
+        world.ann,
+        None,
+        TaskSpec(command=["true"]),
+        rows,
+        atomic=False,
+        now_us=world.now_us,
+    )
+
+    assert (answer.first_number, answer.count) == (2, 3)
+    assert [(error.index, error.code) for error in answer.errors] == [(1, "name_taken"), (3, "name_taken")]
+    assert first in answer.errors[0].message
+    assert "another task of this request" in answer.errors[1].message

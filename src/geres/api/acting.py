@@ -12,6 +12,7 @@ from litestar.params import JSONBody
 from geres.api.bodies import wrong_field
 from geres.api.context import Context
 from geres.api.request import Request
+from geres.api.submitting import fit_warnings
 from geres.errors import Denied, Invalid, NotFound
 from geres.model.callers import Caller
 from geres.model.ids import parse_task
@@ -55,7 +56,8 @@ async def release_tasks(request: Request, data: JSONBody[SelectTasks]) -> ActedA
 async def edit_tasks(request: Request, data: JSONBody[EditTasks]) -> ActedAll:
     """Change what waiting tasks ask for."""
     changes = task_edits.changes_of(data)
-    return await _act(request, data.ids, task_edits.edit, only_open=True, changes=changes)
+    answer = await _act(request, data.ids, task_edits.edit, only_open=True, changes=changes)
+    return await _with_warnings(request, answer)
 
 
 @post("/v1/tasks:rerun", status_code=200)
@@ -65,9 +67,22 @@ async def rerun_tasks(request: Request, data: JSONBody[SelectTasks]) -> ActedAll
     With `failed`, only those of them that failed.
     """
     changes = _changes(data.changes)
-    return await _act(
+    answer = await _act(
         request, data.ids, task_edits.rerun, only_open=False, only_failed=data.failed, changes=changes
     )
+    return await _with_warnings(request, answer)
+
+
+async def _with_warnings(request: Request, answer: ActedAll) -> ActedAll:
+    """The answer, where no node could ever run a task with that as its message."""
+    context = request.context
+    done = {key: item for item in answer.items if item.code is None and (key := parse_task(item.id))}
+    for piece in tasks.pieces(list(done)):
+        for pool, demand, keys in await context.db.read(tasks.demands, piece):
+            if warnings := fit_warnings(context, request.caller, pool, demand):
+                for key in keys:
+                    done[key].message = "; ".join(warnings)
+    return answer
 
 
 def _changes(raw: dict[str, msgspec.Raw]) -> Changes | None:

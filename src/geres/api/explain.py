@@ -10,7 +10,7 @@ from geres.model.callers import Caller
 from geres.model.ids import show_task
 from geres.model.states import JobState, Reason, TaskState
 from geres.model.tasks import Attempt, Task, Why, WhyGroup, WhyNode
-from geres.model.units import parse_time, show_duration, show_size
+from geres.model.units import parse_time, plural, show_duration, show_size
 from geres.store import why
 from geres.store.why import EndGroup, JobFacts, TaskFacts
 
@@ -206,7 +206,8 @@ def _ended(facts: TaskFacts) -> Why:
         text = f"{words}: {about.message}" if about.message else words
         again = None if about.reason == Reason.UP_TO_DATE else f"geres rerun {about.id}"
         return _why(about, text, _after_attempt(about, last) if last and last.attempt else (), next=again)
-    tries = f"attempt {last.attempt}" + (f", after {about.retry_count} retries" if about.retry_count else "")
+    retried = plural(about.retry_count, "retry", "retries")
+    tries = f"attempt {last.attempt}" + (f", after {retried}" if about.retry_count else "")
     found = _why(about, f"{_how(last)} on node {last.node} ({tries})", _after_attempt(about, last))
     found.stderr_tail = facts.stderr_tail
     if not facts.stderr_tail and facts.stderr_path:
@@ -270,7 +271,11 @@ async def job(context: Context, caller: Caller, job_id: int) -> Why:
     """Why a job is in its state: its tasks in groups.  Raises NotFound."""
     facts = await context.db.read(why.of_job, caller, job_id)
     about, counts = facts.job, facts.counts
-    groups = [*_waiting_groups(context, caller.tenant_id, facts), *_live_groups(facts.live), *_end_groups(facts.ends)]
+    groups = [
+        *_waiting_groups(context, caller.tenant_id, facts),
+        *_live_groups(facts.live),
+        *_end_groups(facts.ends),
+    ]
     if counts.not_yet:
         groups.append(WhyGroup(count=counts.not_yet, text="are not unfolded yet", example=f"{about.id}"))
     total, done = about.task_count, counts.succeeded + counts.failed + counts.cancelled + counts.skipped

@@ -148,4 +148,7 @@ def tell(answer: list[Acted], *, json: bool, quiet: bool) -> int:
             status = BY_CODE.get(one.code, GeresError).exit_status
         elif not (json or quiet):
             write_line(f"{one.id} {one.state.value if one.state else 'done'}")
+    if not quiet:
+        for warning in dict.fromkeys(one.message for one in answer if one.message and not one.code):
+            say(f"geres: {escape(warning)}")
     return status

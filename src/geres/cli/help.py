@@ -7,6 +7,7 @@ import click
 from geres import __version__
 from geres.cli.main import App, cli
 from geres.cli.output import pretty_json, write_line
+from geres.cli.topics import TOPICS, topic
 from geres.errors import BY_CODE, NotFound
 
 EXIT_CODES = """\
@@ -41,20 +42,27 @@ _MEANINGS = {
 
 
 @click.command(name="help")
-@click.argument("words", nargs=-1, metavar="[COMMAND...|exit-codes]")
+@click.argument("words", nargs=-1, metavar="[COMMAND...|TOPIC]")
 @click.pass_context
 def help_(context: click.Context, words: tuple[str, ...]) -> None:
-    """Help on a command, or on the topic `exit-codes`."""
-    if words == ("exit-codes",):
+    """Help on a command or a topic: states, reasons, exit-codes, filters, placeholders, environment."""
+    wanted = "-".join(words).lower()
+    if wanted in ("exit-codes", "exit-code", "exit-status"):
         for line in exit_code_lines():
             write_line(line)
+        return
+    if wanted in TOPICS:
+        write_line(topic(wanted).rstrip())
         return
     command: click.Command = cli
     parent = context.parent
     for word in words:
         found = command.get_command(context, word) if isinstance(command, click.Group) else None
         if found is None:
-            raise NotFound(f"there is no help on {' '.join(words)!r}; `geres --help` lists the commands")
+            raise NotFound(
+                f"there is no help on {' '.join(words)!r}; `geres --help` lists the commands,"
+                f" and there are the topics {', '.join(sorted([*TOPICS, 'exit-codes']))}"
+            )
         command = found
     path = " ".join(words)
     with click.Context(command, info_name=path or "geres", parent=parent if words else None) as own:

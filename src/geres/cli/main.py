@@ -67,6 +67,8 @@ class Commands(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if self.get_command(context, name) is None and not name.startswith("-"):
+            if self._means_one(context, name):
+                return super().resolve_command(context, ["show", *args])
             raise click.UsageError(self._unknown(name), context)
         return super().resolve_command(context, args)
 
@@ -78,6 +80,14 @@ class Commands(click.Group):
                 with formatter.section(section):
                     formatter.write_dl(rows)
 
+    def _means_one(self, context: click.Context, name: str) -> bool:
+        """Whether `geres NOUN NAME` asks to show one: NAME is like no command of it."""
+        if "show" not in COMMANDS[self._within]:
+            return False
+        from difflib import get_close_matches  # only a name needs it
+
+        return name[:1].isdigit() or not get_close_matches(name, self.list_commands(context), n=1)
+
     def _unknown(self, name: str) -> str:
         if not self._within and (meant := MEANT.get(name)):
             return f"there is no command {name!r}; did you mean `{meant}`?"
@@ -85,8 +95,6 @@ class Commands(click.Group):
 
         near = get_close_matches(name, self.list_commands(click.get_current_context()), n=1)
         path = f"geres {self._within}".strip()
-        if "show" in COMMANDS[self._within] and (name[:1].isdigit() or not near):
-            return f"there is no command {name!r}; did you mean `{path} show {name}`?"
         if near:
             return f"there is no command {name!r}; did you mean `{path} {near[0]}`?"
         return f"there is no command {name!r}; `{path} --help` lists them"

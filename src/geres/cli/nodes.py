@@ -21,7 +21,7 @@ from geres.cli.output import (
     style_options,
 )
 from geres.model.nodes import Capacity, NodeDetail, Summary
-from geres.model.units import show_size
+from geres.model.units import plural, show_size
 
 
 def _cpus(row: dict[str, Any]) -> str:
@@ -109,6 +109,9 @@ def _show_lines(info: NodeDetail, style: Style) -> Iterator[str]:
         ("machine", " ".join(part for part in (info.host, info.os, info.arch) if part)),
         ("account", info.account),
         ("version", info.version),
+        ("login", info.login or ""),
+        ("next", f"{info.going}, once no task is on it" if info.going else ""),
+        ("removed", at(info.removed_at) if info.removed_at else ""),
         ("shares", ", ".join(info.shared_paths)),
     ]
     for name, value in facts:
@@ -125,6 +128,6 @@ def _show_lines(info: NodeDetail, style: Style) -> Iterator[str]:
 def _capacity(capacity: Capacity) -> str:
     parts = [f"{capacity.cpus:g} cpus", f"{show_size(capacity.memory_bytes)} memory"]
     if capacity.gpus:
-        parts.append(f"{capacity.gpus} gpus")
+        parts.append(plural(capacity.gpus, "gpu"))
     parts += [f"{count} {name}" for name, count in capacity.resources.items()]
     return ", ".join(parts)

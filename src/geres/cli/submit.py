@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 import click
+import msgspec
 
 from geres.cli.main import App
-from geres.cli.output import pretty_json, say, write_line
+from geres.cli.output import escape, pretty_json, say, write_line
 from geres.cli.task_options import task_options
 from geres.cli.work import Work, read_work, warn
 from geres.model.tasks import DryRun, SubmitTask
+from geres.model.units import plural
 
 
 @click.command(context_settings={"allow_interspersed_args": False})
@@ -73,17 +76,58 @@ def show_dry_run(client: Any, work: Work, *, json: bool) -> None:
     """Print what would be stored and where it would go."""
     spec = work.spec if work.rows is None else merged(work)
     answer: DryRun = client.send_dry_run(SubmitTask(task=spec, job=work.job, after=work.after))
+    if work.array is not None:
+        answer = of_array(answer, work)
     if json:
         write_line(pretty_json(answer))
         return
     write_line(pretty_json(answer.spec))
     count = "" if work.rows is None else f" (the first of {len(work.rows)})"
+    if work.array is not None:
+        count = f", with {plural(answer.count, 'task')}"
+        say(f"geres: the first runs {_shown(answer.first_command)}")
+        if answer.count > 1:
+            say(f"geres: the last runs {_shown(answer.last_command)}")
+        if work.max_parallel:
+            say(f"geres: at most {work.max_parallel} of them at once")
     own = work.job is None and (work.rows is not None or work.array is not None)
     job = "a job of its own" if own else f"job {answer.job}"
     say(f"geres: would go to {job}{count}: {answer.placement}")
     for rule in answer.rules:
         say(f"geres: rule: {rule}")
     warn(answer.warnings)
+
+
+def of_array(answer: DryRun, work: Work) -> DryRun:
+    """The answer with how many tasks the array makes, and what the first and the last of them run."""
+    from geres.model.ids import parse_numbers, task_key  # only a dry run of an array needs them
+    from geres.model.placeholders import replace_all
+
+    assert work.array is not None
+    items = work.array.items
+    parts = (
+        [range(1, len(items) + 1)] if items is not None else parse_numbers(work.array.range or "", "array")
+    )
+
+    def runs(number: int) -> list[str] | str | None:
+        item = None if items is None else items[number - 1]
+        key = task_key(0, number)
+        if work.spec.command is not None:
+            return [replace_all(word, key, item) for word in work.spec.command]
+        return None if work.spec.shell is None else replace_all(work.spec.shell, key, item)
+
+    first, last = min(part[0] for part in parts), max(part[-1] for part in parts)
+    return msgspec.structs.replace(
+        answer,
+        job="",
+        count=sum(len(part) for part in parts),
+        first_command=runs(first),
+        last_command=runs(last),
+    )
+
+
+def _shown(what: list[str] | str | None) -> str:
+    return escape(what if isinstance(what, str) else shlex.join(what or []))
 
 
 def merged(work: Work) -> Any:

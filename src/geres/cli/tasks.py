@@ -24,7 +24,7 @@ from geres.cli.output import (
     write_line,
 )
 from geres.model.tasks import Attempt, TaskDetail
-from geres.model.units import show_duration, show_size
+from geres.model.units import plural, show_duration, show_size
 
 _LONGEST_MESSAGE = 60
 
@@ -215,11 +215,11 @@ def _facts(info: TaskDetail, style: Style) -> Iterator[tuple[str, str | None]]:
     yield "node", info.node and info.node + ("" if info.node_connected is not False else " (not connected)")
     yield "location", info.location
     yield "directory", spec.cwd or "its own folder"
-    asked = [f"{info.cpus:g} cpus"]
+    asked = [plural(info.cpus, "cpu")]
     if info.memory_bytes:
         asked.append(show_size(info.memory_bytes) + " memory")
     if info.gpus:
-        asked.append(f"{info.gpus} gpus")
+        asked.append(plural(info.gpus, "gpu"))
     asked += [f"{count} {escape(name)}" for name, count in info.resources.items()]
     yield "asks for", ", ".join(asked) + (", the node for itself" if info.exclusive else "")
     yield "time limit", show_duration(spec.time_limit_seconds)

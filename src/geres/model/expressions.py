@@ -286,7 +286,7 @@ def is_storable(text: str) -> bool:
 
 
 def _differs(name: _Name, part: _Part) -> _Part:
-    """A number, time or size that is missing differs from nothing; a text that is missing differs from all."""
+    """A number, time or size that is missing differs from nothing, a missing text from every text."""
     if name.field.kind == "text":
         return part
     return _Joined("AND", (_Compare("<>", name, None), part))

@@ -307,7 +307,10 @@ class EditTasks(Struct, omit_defaults=True, kw_only=True, forbid_unknown_fields=
 
 
 class Acted(Struct, omit_defaults=True, kw_only=True):
-    """What became of one id of an action; `code` and `message` where it was refused."""
+    """What became of one id of an action; `code` and `message` where it was refused.
+
+    A message without a code is a warning: it was done.
+    """
 
     id: str
     state: TaskState | None = None
@@ -355,6 +358,9 @@ class DryRun(Struct, omit_defaults=True, kw_only=True):
     placement: str  #: a node's name, or why it would wait
     rules: list[str] = []
     warnings: list[str] = []
+    count: int = 1  #: of tasks, where an array is shown
+    first_command: list[str] | str | None = None  #: of an array, with placeholders replaced
+    last_command: list[str] | str | None = None
 
 
 class Submitted(Struct, kw_only=True):

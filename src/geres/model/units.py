@@ -116,3 +116,8 @@ def parse_time(text: str, field: str = "time") -> int:
             f"{field}: {text[:80]!r} is no time; write one like 2026-03-01T12:00 or 2026-03-01T12:00Z",
             field=field,
         ) from None
+
+
+def plural(count: float, word: str, words: str = "") -> str:
+    """`1 gpu`, `2 gpus`, `2 retries`."""
+    return f"{count:g} {word}" if count == 1 else f"{count:.15g} {words or word + 's'}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from geres.errors import Invalid
 from geres.model.demand import Demand
 from geres.model.expressions import node_matcher
-from geres.model.units import show_size
+from geres.model.units import plural, show_size
 
 
 class Facts(NamedTuple):
@@ -99,7 +99,7 @@ def never(demand: Demand, facts: Facts) -> str | None:
         has_size = show_size(facts.memory_bytes, down=True)
         return f"needs {show_size(demand.memory_bytes)} of memory, the node has {has_size}"
     if demand.gpus > facts.gpus:
-        return f"needs {demand.gpus} gpus, the node has {facts.gpus}"
+        return f"needs {plural(demand.gpus, 'gpu')}, the node has {facts.gpus}"
     has = dict(facts.counts)
     for name, count in demand.counts:
         if count > has.get(name, 0):
@@ -157,7 +157,7 @@ def not_now(demand: Demand, room: Room) -> str | None:
         free = max(0, room.memory_bytes - room.outside_memory_bytes)
         return f"needs {show_size(demand.memory_bytes)} of memory, {show_size(free, down=True)} is free"
     if demand.gpus > room.gpus:
-        return f"needs {demand.gpus} gpus, {room.gpus} are free"
+        return f"needs {plural(demand.gpus, 'gpu')}, {room.gpus} {'is' if room.gpus == 1 else 'are'} free"
     for name, count in demand.counts:
         if count > room.counts.get(name, 0):
             return f"needs {count} of the resource {name}, {room.counts.get(name, 0)} are free"

@@ -16,6 +16,7 @@ from geres.model.inherit import inherit, task_of
 from geres.model.jobs import DEFAULT_JOB, JobSpec
 from geres.model.specs import check_job, check_row, check_spec, merge_row
 from geres.model.tasks import BulkAnswer, BulkError, TaskRow, TaskSpec
+from geres.store import below
 from geres.store.arrays import PIECE, unfold
 from geres.store.database import Tx
 from geres.store.finding import find_job, insert_job
@@ -106,7 +107,10 @@ def create_tasks(
     check_spec(defaults, needs_command=False, field="defaults.")
     good, errors = _check_rows(rows, defaults, atomic)
     job_id = find_job(tx, caller, job_ref, now_us=now_us)
+    below.check_may_fill(tx, caller, job_id, job_ref in (None, DEFAULT_JOB))
     parents = lock_parents(tx, caller, after, job_id)
+    if not atomic:
+        good = _with_free_ids(tx, caller, job_id, defaults, rows, good, errors)
     taken = tx.one("take_numbers", job_id=job_id, tenant_id=caller.tenant_id, n=len(good))
     if taken is None:
         raise _takes_no_more(tx, caller, job_id, job_ref)
@@ -151,6 +155,47 @@ def _check_rows(
     return good, errors
 
 
+def _with_free_ids(
+    tx: Tx,
+    caller: Caller,
+    job_id: int,
+    defaults: TaskSpec,
+    rows: Sequence[TaskRow],
+    good: list[int],
+    errors: list[BulkError],
+) -> list[int]:
+    """The positions of rows whose own id is free, or that have none; the others join `errors`, in order."""
+    wanted = [(index, defaults.id if rows[index].id is UNSET else rows[index].id) for index in good]
+    if all(own_id is None for _, own_id in wanted):
+        return good
+    tx.one("lock_job", job_id=job_id, tenant_id=caller.tenant_id)  # nobody takes one meanwhile
+    found, claimed = [], set[str]()
+    for index, own_id in wanted:
+        try:
+            if isinstance(own_id, str):
+                _claim(tx, job_id, own_id, claimed)
+        except NameTaken as error:
+            errors.append(BulkError(index, error.code, str(error)))
+        else:
+            found.append(index)
+    errors.sort(key=lambda error: error.index)
+    return found
+
+
+def _claim(tx: Tx, job_id: int, own_id: str, claimed: set[str]) -> None:
+    """Note that an id is in use from now on.  Raises NameTaken."""
+    taken = tx.value("living_task_of_own_id", job_id=job_id, own_id=own_id)
+    if taken is not None or own_id in claimed:
+        first = show_task(taken) if taken is not None else "another task of this request"
+        raise NameTaken(
+            f"the id {own_id!r} is taken by {first}, which has not ended;"
+            " wait for it, or use --if-exists attach",
+            id=own_id,
+            task=first,
+        )
+    claimed.add(own_id)
+
+
 class _Like(NamedTuple):
     """Tasks that differ only in what stands in `rows`: key, what runs, own id, name."""
 
@@ -192,7 +237,7 @@ class _Rows:
                 spec = merge_row(self._defaults, row)
                 like, argv, name, own_id = self._like(spec), _argv_text(spec), spec.name, spec.id
             if own_id is not None:
-                self._claim(own_id)
+                _claim(self._tx, self._job_id, own_id, self._own_ids)
             like.rows.append((key, argv, own_id, name))
             key += 1
         for like in self._known.values():
@@ -205,6 +250,7 @@ class _Rows:
             "job_id": self._job_id,
             "tenant_id": self._caller.tenant_id,
             "submitted_by": self._caller.subject,
+            "parent_task_id": self._caller.task or None,
             "lane_id": shared.lane_id,
             "spec_id": shared.spec_id,
             "state": shared.state.value,  # a plain str: sqlite3 looks for an adapter for every other type
@@ -236,18 +282,6 @@ class _Rows:
             )
             found = self._known[key] = _Like(shared, [])
         return found
-
-    def _claim(self, own_id: str) -> None:
-        taken = self._tx.value("living_task_of_own_id", job_id=self._job_id, own_id=own_id)
-        if taken is not None or own_id in self._own_ids:
-            first = show_task(taken) if taken is not None else "this request"
-            raise NameTaken(
-                f"the id {own_id!r} is taken by {first}, which has not ended;"
-                " wait for it, or use --if-exists attach",
-                id=own_id,
-                task=first,
-            )
-        self._own_ids.add(own_id)
 
     def finish(self, base: int, count: int) -> None:
         """Write what the new tasks wait for."""

@@ -14,6 +14,7 @@ from geres.model.callers import Caller
 from geres.model.ids import job_of, show_task
 from geres.model.states import Reason, TaskState
 from geres.model.tasks import Acted
+from geres.store.below import reached
 from geres.store.database import Row, Tx
 from geres.store.ends import End, record
 from geres.store.tasks import may_change, no_task
@@ -153,21 +154,25 @@ def _each(tx: Tx, caller: Caller, keys: Sequence[int], done: Done, act: Callable
             refuse(done, row["id"], error)
 
 
-def lock(tx: Tx, caller: Caller, keys: Sequence[int], done: Done, *, ended: bool = False) -> list[Row]:
+def lock(
+    tx: Tx, caller: Caller, keys: Sequence[int], done: Done, *, ended: bool = False, hint: str = ""
+) -> list[Row]:
     """Lock the tasks.  Returns those that the caller may act on and that have not ended.
 
-    With `ended`, those that have.  The others are answered in `done`.
+    With `ended`, those that have.  The others are answered in `done`, what has ended with the `hint`.
     """
     rows = {row["id"]: row for row in tx.all("lock_tasks", task_ids=sorted(set(keys)))}
     good = []
+    within = reached(tx, caller, rows)
     for key in dict.fromkeys(keys):
         row = rows.get(key)
-        if row is None or row["tenant_id"] != caller.tenant_id:
+        if row is None or row["tenant_id"] != caller.tenant_id or key not in within:
             refuse(done, key, no_task(key))
         elif not may_change(caller, row):
             refuse(done, key, Denied(f"task {show_task(key)} is {row['submitted_by']}'s"))
         elif TaskState(row["state"]).final and not ended:
-            refuse(done, key, TaskFinished(f"task {show_task(key)} has ended: {row['state']}"))
+            text = f"task {show_task(key)} has ended: {row['state']}"
+            refuse(done, key, TaskFinished(text + hint.format(id=show_task(key))))
         elif ended and not TaskState(row["state"]).final:
             refuse(done, key, Conflict(f"task {show_task(key)} has not ended: it is {row['state']}"))
         else:

@@ -94,7 +94,7 @@ def edit(tx: Tx, caller: Caller, keys: Sequence[int], changes: Changes, *, now_u
     """Change what waiting tasks ask for; one that a node already has is refused."""
     done = Done()
     rows = []
-    for row in lock(tx, caller, keys, done):
+    for row in lock(tx, caller, keys, done, hint="; `geres rerun {id} NAME=VALUE` runs it again, changed"):
         if TaskState(row["state"]).waiting:
             rows.append(row)
         else:

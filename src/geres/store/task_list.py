@@ -17,6 +17,7 @@ from geres.model.states import FINAL, ON_NODE, WAITING, TaskState
 from geres.model.tasks import PartPage, TaskPage
 from geres.model.units import parse_time
 from geres.store import show, task_fields
+from geres.store.below import TASKS_BELOW
 from geres.store.database import Tx
 from geres.store.job_counts import count_states
 from geres.store.sql import statements
@@ -176,6 +177,8 @@ def list_tasks(tx: Tx, caller: Caller, query: TaskQuery, *, job_id: int | None) 
     names = None if query.fields is None else task_fields.read_names(query.fields)
     states = _states(query)
     where = _conditions(tx, query, states, job_id)
+    if caller.task:
+        where.add(TASKS_BELOW, root=caller.task)
     order, mark = _order(query, states)
     matched = _matched(tx, caller, query, where, states, job_id) if query.count else None
     if query.cursor is not None:
@@ -316,7 +319,7 @@ def _matched(
         query.since,
         query.until,
     )
-    if all(other is None for other in others):
+    if not caller.task and all(other is None for other in others):
         counts = msgspec.structs.asdict(count_states(tx, caller.tenant_id, job_id))
         return sum(counts[state] for state in (states if states is not None else TaskState))
     rows = tx.text(

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from geres.errors import Invalid, NotFound
 from geres.model.callers import Caller
+from geres.model.demand import Demand
 from geres.model.ids import job_of, parse_job, parse_numbers, parse_task, show_task, task_key
 from geres.model.jobs import DEFAULT_JOB, Found
 from geres.model.states import TaskState
 from geres.model.tasks import Task, TaskDetail
 from geres.store import show
+from geres.store.below import reached, sees_job
 from geres.store.database import Row, Tx
 
 #: Tasks that one request may act on, or one id may mean.
@@ -41,7 +43,7 @@ class Place(NamedTuple):
 def get(tx: Tx, caller: Caller, key: int) -> TaskDetail:
     """One task in full.  Raises NotFound."""
     rows = tx.all("show_tasks", task_ids=[key])
-    if not rows or rows[0]["tenant_id"] != caller.tenant_id:
+    if not rows or rows[0]["tenant_id"] != caller.tenant_id or key not in reached(tx, caller, [key]):
         raise no_task(key)
     return show.task_detail(tx, rows[0], tx.all("attempts_of_task", task_id=key))
 
@@ -49,7 +51,7 @@ def get(tx: Tx, caller: Caller, key: int) -> TaskDetail:
 def get_short(tx: Tx, caller: Caller, key: int) -> Task:
     """One task as lists show it.  Raises NotFound."""
     task = show.tasks_by_id(tx, [key]).get(key)
-    if task is None or task.tenant != caller.tenant:
+    if task is None or task.tenant != caller.tenant or key not in reached(tx, caller, [key]):
         raise no_task(key)
     return task
 
@@ -57,7 +59,7 @@ def get_short(tx: Tx, caller: Caller, key: int) -> Task:
 def place(tx: Tx, caller: Caller, key: int) -> Place:
     """Where the task is.  Raises NotFound."""
     row = tx.one("task_place", task_id=key, tenant_id=caller.tenant_id)
-    if row is None:
+    if row is None or key not in reached(tx, caller, [key]):
         raise no_task(key)
     return Place(TaskState(row["state"]), row["attempt"], row["node_id"], row["node"], row["server_id"])
 
@@ -96,7 +98,8 @@ def find_job_id(tx: Tx, caller: Caller, ref: str) -> int | None:
     """The job that a number or a name means; None for another word.  Raises NotFound for a number of none."""
     job_id = parse_job(ref)
     if job_id is not None:
-        if tx.one("job_state", job_id=job_id, tenant_id=caller.tenant_id) is None:
+        found = tx.one("job_state", job_id=job_id, tenant_id=caller.tenant_id)
+        if found is None or not sees_job(tx, caller, job_id):
             raise NotFound(f"there is no job {ref}; see `geres jobs`", id=ref)
         return job_id
     if ref == DEFAULT_JOB:
@@ -105,7 +108,7 @@ def find_job_id(tx: Tx, caller: Caller, ref: str) -> int | None:
         )
     else:
         found = tx.value("find_job_by_name", tenant_id=caller.tenant_id, subject=caller.subject, name=ref)
-    return None if found is None else int(found)
+    return None if found is None or not sees_job(tx, caller, int(found)) else int(found)
 
 
 def keys_of(tx: Tx, caller: Caller, ref: str, *, only_open: bool = False) -> list[int]:
@@ -134,7 +137,7 @@ def _keys(tx: Tx, caller: Caller, ref: str) -> list[int]:
     """The existing tasks of `12.7`, `12.3-9,11` or an own id."""
     if "." not in ref:
         key = tx.value("task_by_own_id", own_id=ref, tenant_id=caller.tenant_id, subject=caller.subject)
-        if key is None:
+        if key is None or key not in reached(tx, caller, [key]):
             raise NotFound(f"there is no job and no task {ref!r}; see `geres jobs` and `geres tasks`", id=ref)
         return [int(key)]
     one = parse_task(ref)
@@ -161,7 +164,9 @@ def _of_job(tx: Tx, caller: Caller, statement: str, job_id: int, first: int, las
         tenant_id=caller.tenant_id,
         limit=MOST_AT_ONCE + 1,
     )
-    return [row[0] for row in rows]
+    keys = [row[0] for row in rows]
+    within = reached(tx, caller, keys)
+    return keys if within is keys else [key for key in keys if key in within]
 
 
 def _limited(ref: str, keys: list[int]) -> list[int]:
@@ -181,10 +186,10 @@ def no_task(key: int) -> NotFound:
 
 
 def may_change(caller: Caller, row: Row) -> bool:
-    """Whether the caller may act on this task or job."""
+    """Whether the caller may act on this task or job, among those that they see."""
     if row["tenant_id"] != caller.tenant_id:
         return False
-    return caller.role in ("admin", "operator") or (
+    return caller.role in ("admin", "operator", "task") or (
         caller.role == "user" and row["submitted_by"] == caller.subject
     )
 
@@ -192,3 +197,11 @@ def may_change(caller: Caller, row: Row) -> bool:
 def pieces(keys: Sequence[int], size: int = 1000) -> list[list[int]]:
     """The keys in lists of at most `size`: what one transaction may touch."""
     return [list(keys[start : start + size]) for start in range(0, len(keys), size)]
+
+
+def demands(tx: Tx, keys: Sequence[int]) -> list[tuple[str, Demand, list[int]]]:
+    """(pool, what is asked for, the tasks) of tasks, grouped."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for key, pool, body in tx.rows("demands_of_tasks", task_ids=list(keys)):
+        groups.setdefault((pool, body), []).append(key)
+    return [(pool, show.demand(body), found) for (pool, body), found in groups.items()]

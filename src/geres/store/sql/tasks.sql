@@ -117,3 +117,9 @@ SELECT id, state FROM task WHERE id IN ids(:task_ids)
 
 -- name: node_is_connected
 SELECT CASE WHEN server_id IS NULL THEN 0 ELSE 1 END AS connected FROM node WHERE id = :node_id
+
+-- name: demands_of_tasks
+SELECT t.id, p.name, c.body
+  FROM task t JOIN lane l ON l.id = t.lane_id JOIN pool p ON p.id = l.pool_id
+  JOIN resource_class c ON c.id = l.class_id
+ WHERE t.id IN ids(:task_ids)
