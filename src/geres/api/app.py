@@ -13,7 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from msgspec import Struct
 
-from geres.api import acting, fleet, jobs, joining, outputs, system, tasks, tenants
+from geres.api import acting, fleet, jobs, joining, nodes, outputs, system, tasks, tenants
 from geres.api.agents import serve_agent
 from geres.api.asgi import App, Receive, Scope, Send
 from geres.api.attach import route as attach_route
@@ -68,6 +68,7 @@ ROUTES: list[Any] = [
     *system.ROUTES,
     fleet.list_servers,
     *jobs.ROUTES,
+    *nodes.ROUTES,
     *tenants.ROUTES,
     *joining.ROUTES,
     tasks.list_tasks,
@@ -96,6 +97,7 @@ _QUERIES: dict[tuple[str, str], type[Struct]] = {
 }
 _BODIES: list[type[Struct]] = [
     CreateJoinToken,
+    *nodes.BODIES,
     JobSpec,
     JobPatch,
     JobAction,

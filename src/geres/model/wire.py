@@ -35,6 +35,7 @@ class Assign(Struct, array_like=True):
     requeue_count: int = 0
     retry_count: int = 0
     submitted_by: str = ""
+    token: str = ""  #: of this attempt: what the task asks a server with
 
 
 class Spec(Struct, array_like=True):
@@ -113,6 +114,7 @@ class Hello(Struct):
     slots: int = 0  #: most tasks at once; 0: by cpus alone
     gpu_ids: list[tuple[int, int, list[int]]] = []  #: (task, attempt, gpus) of the attempts that have some
     instance: str = ""  #: of the agent's folder: two agents of one name are told apart by it
+    address: str = ""  #: where the connection came from; the server writes it
 
 
 class Welcome(Struct):
