@@ -11,6 +11,7 @@ from geres.model.jobs import ArraySpec, Job, JobPatch
 from geres.model.states import TaskState
 from geres.model.tasks import TaskSpec
 from geres.store import arrays, doctor, jobs
+from geres.store.ends import free_children_of_jobs
 from geres.store.jobs import JobQuery
 from tests.store.world import SECOND, World, ended, key
 
@@ -182,23 +183,61 @@ def test_a_disabled_job_starts_nothing_and_an_enabled_one_goes_on(world: World) 
     assert get(world, job).state == "active"
 
 
-@pytest.mark.parametrize(
-    ("requeue", "asked", "state"), [(True, "requeue", "queued"), (False, "cancel", "cancelled")]
-)
-def test_disabling_can_stop_what_runs(world: World, requeue: bool, asked: str, state: str) -> None:
+@pytest.mark.parametrize(("asked", "state"), [("requeue", "queued"), ("cancel", "cancelled")])
+def test_disabling_can_stop_what_runs(world: World, asked: str, state: str) -> None:
     job = array(world, "1-2")
     node = world.connect()
     world.assign(node)
-    world.db.call(jobs.disable, world.ann, int(job), reason=None, now_us=world.now_us)
+    world.db.call(jobs.disable, world.ann, int(job), reason=None, now_us=world.now_us, stop=asked)
+    assert world.db.call(jobs.to_stop) == [int(job)]
 
-    done, last = world.db.call(jobs.stop_piece, int(job), requeue=requeue, now_us=world.now_us)
+    done, more = world.db.call(jobs.stop_piece, int(job), now_us=world.now_us)
 
-    assert last == 0
+    assert not more
+    assert world.db.call(jobs.to_stop) == []
     assert done.asked_nodes == {node.node_id}
     assert world.task(f"{job}.1")["asked"] == asked
     world.turn(node, 0, ended=[ended(f"{job}.{n}", 1, "cancelled") for n in (1, 2)])
     assert world.state(f"{job}.1") == TaskState(state)
     check(world)
+
+
+def test_disabling_lets_what_runs_go_on_where_nothing_else_was_said(world: World) -> None:
+    job = array(world, "1-2")
+    world.assign(world.connect())
+
+    world.db.call(jobs.disable, world.ann, int(job), reason=None, now_us=world.now_us)
+
+    assert world.db.call(jobs.to_stop) == []
+    assert world.db.call(jobs.stop_piece, int(job), now_us=world.now_us)[0].asked_nodes == set()
+
+
+def test_a_wait_in_a_circle_is_refused(world: World) -> None:
+    first, second, third = world.job(), world.job(), world.job()
+    world.submit(job=first)
+    [link] = world.submit(job=second, after=[first])
+    world.submit(job=third, after=[link])
+
+    for parent in (second, third, link):
+        with pytest.raises(Invalid, match="waits in turn for job"):
+            world.submit(job=first, after=[parent])
+    assert world.row("SELECT task_count FROM job WHERE id = :id", id=int(first)) == {"task_count": 1}
+
+
+def test_what_is_no_circle_is_accepted(world: World) -> None:
+    """A task may wait for a job of which another task waits for a task beside it."""
+    first, second = world.job(), world.job()
+    [early] = world.submit(job=first)
+    world.submit(job=second, after=[early])
+
+    [late] = world.submit(job=first, after=[second])
+
+    node = world.connect()
+    for _ in range(3):
+        for task, attempt in world.assign(node):
+            world.turn(node, 0, ended=[ended(task, attempt)])
+        world.db.call(free_children_of_jobs, now_us=world.now_us)
+    assert world.state(late) is TaskState.SUCCEEDED
 
 
 def test_an_edit_raises_the_version_and_an_older_one_is_refused(world: World) -> None:

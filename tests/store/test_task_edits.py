@@ -191,6 +191,21 @@ def test_a_rerun_reopens_the_job(world: World) -> None:
     check(world)
 
 
+def test_a_job_that_was_closed_ends_again_after_a_rerun(world: World) -> None:
+    job = world.job(name="j")
+    [task] = world.submit(job=job)
+    run(world, task, outcome="failed")
+    world.db.call(jobs.close, world.ann, int(job), reason=None, now_us=world.now_us)
+    assert world.db.call(jobs.get, world.ann, job).state == "completed"
+
+    rerun(world, task)
+
+    assert world.db.call(jobs.get, world.ann, job).state == "closing"
+    run(world, task)
+    assert world.db.call(jobs.get, world.ann, job).state == "completed"
+    check(world)
+
+
 def test_a_reopened_job_gives_way_to_a_living_one_of_its_name(world: World) -> None:
     first = world.job(name="j", on_all_complete="terminate")
     [task] = world.submit(job=first)
@@ -339,7 +354,8 @@ def test_a_signal_does_not_replace_the_wish_to_requeue(world: World) -> None:
     node = world.connect()
     world.assign(node)
     world.turn(node, 0, started=[(key(task), 1)])
-    world.db.call(jobs.stop_piece, 1, requeue=True, now_us=world.now_us)
+    world.db.call(jobs.disable, world.ann, 1, reason=None, now_us=world.now_us, stop="requeue")
+    world.db.call(jobs.stop_piece, 1, now_us=world.now_us)
 
     world.db.call(task_actions.send_signal, world.ann, [key(task)], name="USR1", now_us=world.now_us)
     world.turn(node, 0, ended=[ended(task, 1, "cancelled")])

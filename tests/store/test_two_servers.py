@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import msgspec
 import psycopg
 import pytest
 
+from geres.api import submitting
 from geres.model.jobs import ArraySpec, JobSpec
 from geres.model.states import TaskState
-from geres.model.tasks import TaskSpec
+from geres.model.tasks import SubmitTask, Submitted, TaskSpec
 from geres.model.wire import Hello
 from geres.store import arrays, ends, jobs, nodes, servers, submit, task_actions, turn, upkeep
 from geres.store.database import Database, Tx, open_database
@@ -138,6 +140,38 @@ def test_the_tasks_of_a_cancelled_job_end_once(two: Two) -> None:
     assert len(a.task_ids) == 20
     assert b.task_ids == []
     assert len(world.results(job)) == 20
+
+
+def test_what_a_turn_assigns_while_its_job_is_disabled_is_stopped_too(two: Two) -> None:
+    world = two.world
+    job = world.job()
+    world.submit(5, job=job)
+    node = world.connect()
+
+    def disable(tx: Tx) -> int:
+        jobs.disable(tx, world.ann, int(job), reason=None, now_us=world.now_us, stop="requeue")
+        return len(jobs.stop_piece(tx, int(job), now_us=world.now_us)[0].task_ids)
+
+    given, seen = two.at_once(take_turn(world, node, 5), disable)
+
+    assert (len(given.assigned), seen) == (5, 0)
+    assert world.db.call(jobs.to_stop) == [int(job)]  # the loop looks again
+    assert len(world.db.call(jobs.stop_piece, int(job), now_us=world.now_us)[0].task_ids) == 5
+
+
+def test_of_two_submits_that_may_attach_one_makes_the_task(two: Two) -> None:
+    world = two.world
+    world.submit()  # so that the job is there
+    body = SubmitTask(task=TaskSpec(command=["true"], id="nightly", if_exists="attach"))
+
+    def act(tx: Tx) -> Submitted:
+        answer = submitting._submit_once(tx, world.ann, body, b"", key=None, warnings=[], now_us=world.now_us)
+        return msgspec.json.decode(answer, type=Submitted)
+
+    a, b = two.at_once(act, act)
+
+    assert (a.attached, b.attached) == (False, True)
+    assert a.task.id == b.task.id
 
 
 def test_a_job_with_nothing_left_ends_once(two: Two) -> None:

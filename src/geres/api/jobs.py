@@ -141,19 +141,14 @@ async def disable_job(request: Request, job_ref: FromPath[str], data: JSONBody[J
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
     now_us = context.clock()
-    job = await _noted(request, "job.disable", jobs.disable, job_id, reason=data.reason, now_us=now_us)
-    last = 0
-    while data.running != "wait":
-        done, last = await context.db.run(
-            jobs.stop_piece,
-            job_id,
-            requeue=data.running == "requeue",
-            now_us=context.clock(),
-            after=last,
-        )
+    stop = {"wait": None, "requeue": "requeue", "terminate": "cancel"}[data.running]
+    job = await _noted(
+        request, "job.disable", jobs.disable, job_id, reason=data.reason, now_us=now_us, stop=stop
+    )
+    more = stop is not None
+    while more:
+        done, more = await context.db.run(jobs.stop_piece, job_id, now_us=context.clock())
         tell(context, done)
-        if not last:
-            break
     _changed(context, job_id)
     return job
 

@@ -59,7 +59,7 @@ class Waker:
 
 
 class JobEnder:
-    """Ends jobs that want to end, frees what waited for them, and goes on with cancels that were begun."""
+    """Ends jobs that want to end, frees what waited for them, and goes on with what was begun."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
@@ -74,6 +74,11 @@ class JobEnder:
             waiters.job_changed(done.jobs)
             if done.asked_nodes:
                 self._context.dispatcher.asked(done.asked_nodes)
+            more = more or more_here
+        for job_id in await db.read(jobs.to_stop):
+            done, more_here = await db.run_as(Order.LOOP, jobs.stop_piece, job_id, now_us=clock())
+            waiters.task_ended(done.task_ids)
+            self._context.dispatcher.asked(done.asked_nodes)
             more = more or more_here
         waiters.job_changed(await db.run_as(Order.LOOP, jobs.end_done_jobs, now_us=clock()))
         freed = await db.run_as(Order.LOOP, ends.free_children_of_jobs, now_us=clock())

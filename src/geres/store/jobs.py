@@ -14,7 +14,7 @@ from geres.model.jobs import DEFAULT_JOB, Counts, Job, JobDetail, JobPage, JobPa
 from geres.model.specs import check_job
 from geres.model.states import JobState, Outcome, Reason
 from geres.model.units import rfc3339
-from geres.store import show
+from geres.store import below, show
 from geres.store.database import Row, Tx
 from geres.store.ends import CANCELLED, end_job
 from geres.store.job_counts import counts_of_jobs
@@ -78,6 +78,8 @@ def list_jobs(tx: Tx, caller: Caller, query: JobQuery) -> JobPage:
         raise Invalid(f"limit: {query.limit} is not between 1 and 10000", field="limit")
     where, parameters = "", {"tenant_id": caller.tenant_id}
     more: dict[str, object] = {}
+    if caller.task:
+        where, more["root"] = where + f" AND {below.JOBS_BELOW}", caller.task
     if query.state is not None:
         words = ", ".join(f"'{state}'" for state in _states(query.state))
         where += f" AND j.state IN ({words})"
@@ -167,9 +169,9 @@ def _spec(row: Row) -> JobSpec:
 def lock(tx: Tx, caller: Caller, job_id: int) -> Row:
     """Lock the job's row.  Raises NotFound, Denied."""
     row = tx.one("lock_job", job_id=job_id, tenant_id=caller.tenant_id)
-    if row is None:
+    if row is None or not below.sees_job(tx, caller, job_id):
         raise NotFound(f"there is no job {job_id}; see `geres jobs`", id=str(job_id))
-    if not may_change(caller, row):
+    if not may_change(caller, row) or (caller.task and not below.owns_job(tx, caller, job_id)):
         raise Denied(f"job {job_id} is {row['submitted_by']}'s")
     return row
 
@@ -273,32 +275,39 @@ def cancel_piece(tx: Tx, job_id: int, *, now_us: int) -> tuple[Done, bool]:
     return done, len(keys) == PIECE or bool(keys)
 
 
-def disable(tx: Tx, caller: Caller, job_id: int, *, reason: str | None, now_us: int) -> Job:
-    """Start nothing more; what runs goes on (see `stop_piece`).  Again is harmless."""
+def disable(
+    tx: Tx, caller: Caller, job_id: int, *, reason: str | None, now_us: int, stop: str | None = None
+) -> Job:
+    """Start nothing more.  `stop` says what is asked of what runs, now or in a moment: cancel or requeue;
+    None lets it go on.  Again is harmless."""
     row = lock(tx, caller, job_id)
     state = JobState(row["state"])
     if state not in (JobState.ACTIVE, JobState.DISABLED):
         raise JobFinished(f"job {job_id} is {state}: it cannot be disabled", id=str(job_id))
     if state is JobState.ACTIVE:
         _move(tx, row, JobState.DISABLED, _told(reason), now_us)
+    tx.run("stop_disabled", job_id=job_id, stop=stop)
     return get_short(tx, job_id)
 
 
-def stop_piece(tx: Tx, job_id: int, *, requeue: bool, now_us: int, after: int = 0) -> tuple[Done, int]:
-    """Ask the next running tasks of a job to end, or to be queued again.
+def to_stop(tx: Tx, *, limit: int = 100) -> list[int]:
+    """Disabled jobs with tasks on nodes that were not asked yet to end: a turn was just assigning them."""
+    return [row[0] for row in tx.rows("jobs_to_stop", limit=limit)]
 
-    Returns what was done, and the last task asked: go on after it; 0 when there is no more.
+
+def stop_piece(tx: Tx, job_id: int, *, now_us: int) -> tuple[Done, bool]:
+    """Ask the next tasks of a disabled job that are on nodes to end, or to be queued again.
+
+    Returns what was done, and whether there is more to do.
     """
-    rows = tx.all(
-        "running_tasks_of_job",
-        **_range(job_id) | {"first": max(after + 1, _range(job_id)["first"])},
-        limit=PIECE,
-    )
     done = Done()
-    text = "its job was disabled"
-    ask(tx, rows, "requeue" if requeue else "cancel", done, message=text, now_us=now_us)
+    stop = tx.value("stop_of_job", job_id=job_id)
+    if stop is None:
+        return done, False
+    rows = tx.all("tasks_to_stop", **_range(job_id), limit=PIECE)
+    ask(tx, rows, stop, done, message="its job was disabled", now_us=now_us)
     done.task_ids = [row["id"] for row in rows]
-    return done, rows[-1]["id"] if len(rows) == PIECE else 0
+    return done, len(rows) == PIECE
 
 
 def enable(tx: Tx, caller: Caller, job_id: int, *, now_us: int) -> Job:

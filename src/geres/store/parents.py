@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from geres.errors import Invalid, NotFound
 from geres.model.callers import Caller
-from geres.model.ids import parse_task, show_task
+from geres.model.ids import MOST_NUMBER, parse_task, show_task, task_key
 from geres.model.states import TaskState
-from geres.store.database import Tx
+from geres.store.below import reached
+from geres.store.database import Tx, batch
 from geres.store.ends import counts_as_success
 from geres.store.finding import find_job
 
@@ -51,6 +52,8 @@ def lock_parents(
     job_refs = [ref for ref in after if parse_task(ref) is None]
     _lock_tasks(tx, caller, task_ids, parents)
     _lock_jobs(tx, caller, job_refs, parents, job_id)
+    if refuse and job_id is not None:
+        _check_circle(tx, job_id, parents)
     if parents.failed and refuse:
         raise Invalid(
             f"after: {parents.failed} has ended without success, so this would never start; rerun it first",
@@ -60,9 +63,29 @@ def lock_parents(
     return parents
 
 
+def _check_circle(tx: Tx, job_id: int, parents: Parents) -> None:
+    """Raise Invalid where what the new tasks wait for waits in turn for the job that they join.
+
+    Tasks of an array that have no row yet are not seen.
+    """
+    if not parents.open or not tx.value("job_is_parent", job_id=job_id):
+        return
+    first = [[key, key] for key in parents.tasks]
+    first += [[task_key(one, 0), task_key(one, MOST_NUMBER)] for one in parents.jobs]
+    if tx.value("waits_for_job", first=batch(first), wanted=task_key(job_id, 0)) is not None:
+        waits = show_task(parents.tasks[0]) if not parents.jobs else str(parents.jobs[0])
+        raise Invalid(
+            f"after: {waits} waits in turn for job {job_id}, so neither would ever end;"
+            " submit to another job, or wait for single tasks",
+            field="after",
+            id=waits,
+        )
+
+
 def _lock_tasks(tx: Tx, caller: Caller, task_ids: list[int], parents: Parents) -> None:
     rows = tx.rows("lock_parent_tasks", task_ids=task_ids) if task_ids else []
-    known = {row[0]: (row[2], row[3]) for row in rows if row[1] == caller.tenant_id}
+    within = reached(tx, caller, task_ids)
+    known = {row[0]: (row[2], row[3]) for row in rows if row[1] == caller.tenant_id and row[0] in within}
     for key in task_ids:
         if key not in known:
             raise NotFound(f"after: there is no task {show_task(key)}", id=show_task(key))

@@ -121,9 +121,25 @@ SELECT id FROM task
    AND (node_id IS NULL OR asked IS NULL OR asked <> 'cancel')
  ORDER BY id LIMIT :limit
 
--- name: running_tasks_of_job
+-- name: stop_disabled
+UPDATE job SET stop = CAST(:stop AS TEXT) WHERE id = :job_id AND state = 'disabled'
+
+-- name: stop_of_job
+SELECT stop FROM job WHERE id = :job_id AND state = 'disabled'
+
+-- name: jobs_to_stop
+SELECT job.id FROM job
+ WHERE job.state IN ('active', 'disabled', 'closing') AND job.state = 'disabled' AND job.stop IS NOT NULL
+   AND EXISTS (SELECT 1 FROM task
+                WHERE task.lane_id IN (SELECT lane.id FROM lane WHERE lane.job_id = job.id)
+                  AND task.node_id IS NOT NULL
+                  AND (task.asked IS NULL OR task.asked NOT IN ('cancel', 'requeue')))
+ ORDER BY job.id LIMIT :limit
+
+-- name: tasks_to_stop
 SELECT id, node_id FROM task
  WHERE id >= :first AND id <= :last AND node_id IS NOT NULL
+   AND (asked IS NULL OR asked NOT IN ('cancel', 'requeue'))
  ORDER BY id LIMIT :limit
 /* for update */
 

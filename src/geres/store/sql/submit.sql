@@ -29,9 +29,10 @@ SELECT id FROM job
 
 -- name: create_job
 INSERT INTO job (tenant_id, submitted_by, name, named, state, state_since, priority, max_parallel, on_all_complete,
-                 on_lost, time_limit_us, meta, spec, array_range, array_total, parent_job_id, created_at)
+                 on_lost, time_limit_us, meta, spec, array_range, array_total, parent_job_id, parent_task_id,
+                 created_at)
 VALUES (:tenant_id, :subject, :name, :named, 'active', :now_us, :priority, :max_parallel, :on_all_complete,
-        :on_lost, :time_limit_us, :meta, :spec, :array_range, :array_total, :parent_job_id, :now_us)
+        :on_lost, :time_limit_us, :meta, :spec, :array_range, :array_total, :parent_job_id, :parent_task_id, :now_us)
 ON CONFLICT DO NOTHING
 RETURNING id
 
@@ -99,9 +100,9 @@ RETURNING id
 -- name: insert_like_tasks
 -- SQLite alone: PostgreSQL takes them by COPY.
 INSERT INTO task (id, argv, own_id, name, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since,
-                  priority, seq, not_before_at, waits_on, created_at)
+                  priority, seq, not_before_at, waits_on, parent_task_id, created_at)
 SELECT value->>0, value->>1, value->>2, value->>3, :job_id, :tenant_id, :submitted_by, :lane_id, :spec_id, :state,
-       :state_since, :priority, :seq, :not_before_at, :waits_on, :created_at
+       :state_since, :priority, :seq, :not_before_at, :waits_on, :parent_task_id, :created_at
   FROM json_each(:rows)
 
 -- name: living_task_of_own_id
@@ -147,7 +148,8 @@ RETURNING child_id
 
 -- name: lock_array
 -- Of those that another server unfolds at this moment there is nothing to do.
-SELECT id, tenant_id, submitted_by, spec_id, lane_id, priority, array_range, array_total, array_done, spec
+SELECT id, tenant_id, submitted_by, spec_id, lane_id, priority, array_range, array_total, array_done, spec,
+       parent_task_id
   FROM job
  WHERE id = :job_id AND array_done < array_total AND state IN ('active', 'disabled', 'closing')
 /* skip locked */
@@ -157,32 +159,32 @@ SELECT first, items FROM array_piece WHERE job_id = :job_id AND first = :first
 
 -- name: unfold_range
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at,
-                  waits_on)
+                  waits_on, parent_task_id)
 WITH RECURSIVE number (n) AS (
     SELECT :first UNION ALL SELECT n + :step FROM number WHERE n + :step <= :last)
 SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq,
-       :waits_on
+       :waits_on, :parent_task_id
   FROM number
 
 -- name: unfold_range @postgres
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at,
-                  waits_on)
+                  waits_on, parent_task_id)
 SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq,
-       :waits_on
+       :waits_on, :parent_task_id
   FROM generate_series(CAST(:first AS BIGINT), CAST(:last AS BIGINT), CAST(:step AS BIGINT)) AS n
 
 -- name: unfold_items
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, item, state, state_since, priority, seq,
-                  created_at, waits_on)
+                  created_at, waits_on, parent_task_id)
 SELECT :base + :first + key, :job_id, :tenant_id, :subject, :lane_id, :spec_id, value, :state, :now_us,
-       :priority, :seq, :seq, :waits_on
+       :priority, :seq, :seq, :waits_on, :parent_task_id
   FROM json_each(:items)
 
 -- name: unfold_items @postgres
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, item, state, state_since, priority, seq,
-                  created_at, waits_on)
+                  created_at, waits_on, parent_task_id)
 SELECT :base + :first + ordinality - 1, :job_id, :tenant_id, :subject, :lane_id, :spec_id, value, :state, :now_us,
-       :priority, :seq, :seq, :waits_on
+       :priority, :seq, :seq, :waits_on, :parent_task_id
   FROM json_array_elements_text(CAST(:items AS JSON)) WITH ORDINALITY
 
 -- name: array_unfolded
@@ -225,3 +227,17 @@ UPDATE job SET is_parent = 1 WHERE id IN ids(:job_ids) AND is_parent = 0
 -- name: set_not_before
 UPDATE task SET not_before_at = :not_before_at
  WHERE id >= :job_id * 4294967296 AND id < (:job_id + 1) * 4294967296 AND state = 'blocked' AND not_before_at IS NULL
+
+-- name: job_is_parent
+SELECT is_parent FROM job WHERE id = :job_id
+
+-- name: waits_for_job
+-- Everything that is waited for, from `first` on: tasks, and all tasks of jobs, as ranges of keys.
+WITH RECURSIVE waited (low, high) AS (
+    SELECT CAST(batch.value->>0 AS BIGINT), CAST(batch.value->>1 AS BIGINT) FROM json_each(:first) AS batch
+    UNION
+    SELECT COALESCE(d.parent_task_id, d.parent_job_id * 4294967296),
+           COALESCE(d.parent_task_id, d.parent_job_id * 4294967296 + 4294967295)
+      FROM waited JOIN dependency d ON d.child_id >= waited.low AND d.child_id <= waited.high
+     WHERE d.done = 0)
+SELECT 1 FROM waited WHERE low = :wanted LIMIT 1

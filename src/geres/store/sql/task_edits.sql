@@ -95,7 +95,8 @@ UPDATE job
 RETURNING state, tenant_id, submitted_by, name, named
 
 -- name: reopen_job
+-- One that was closed by a person takes no more tasks, and ends again with those that it has.
 UPDATE job
-   SET state = 'active', reason = NULL, outcome = NULL, previous_state = state, previous_since = state_since,
+   SET state = CASE WHEN on_all_complete = 'terminate' THEN 'active' ELSE 'closing' END, reason = NULL, outcome = NULL, previous_state = state, previous_since = state_since,
        state_since = :now_us, started_at = NULL, ended_at = NULL, named = :named
  WHERE id = :job_id AND state IN ('completed', 'cancelled')
