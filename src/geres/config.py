@@ -60,6 +60,11 @@ class ServerConfig(Struct, frozen=True):
     order: str = "fair"
     #: A task that has waited so long gets a node reserved, so that small ones do not starve it.
     reserve_after_seconds: float = 300.0
+    #: Commands for nodes, run with the node's name as their last word: `kickstart` for one that is silent,
+    #: `reboot` for `geres node reboot`.
+    hooks: dict[str, str] = {}
+    #: So long `kickstart` is tried for a silent node, at growing intervals.
+    kickstart_seconds: float = 3600.0
     #: A submitter is warned where the disk of a node is fuller than so many percent.
     disk_warn_percent: int = 90
 
@@ -202,6 +207,10 @@ class Config(Struct, frozen=True):
             yield "server.retention_seconds", f"{server.retention_seconds:g} is below a minute"
         yield from _one_of("server.placement", server.placement, ("pack", "spread"))
         yield from _one_of("server.order", server.order, ("fair", "fifo"))
+        for hook, command in server.hooks.items():
+            yield from _one_of("server.hooks", hook, ("kickstart", "reboot"))
+            if not command.strip():
+                yield "server.hooks", f"{hook} is empty; leave it out"
         if agent.limit_factor < 1:
             yield (
                 "agent.limit_factor",

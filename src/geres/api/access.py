@@ -29,6 +29,10 @@ RULES: dict[tuple[str, str], Roles] = {
     ("GET", "/v1/servers"): READERS,
     ("GET", "/v1/nodes"): READERS,
     ("GET", "/v1/nodes/{name}"): READERS,
+    ("POST", "/v1/nodes:drain"): OPERATORS,
+    ("POST", "/v1/nodes:undrain"): OPERATORS,
+    ("POST", "/v1/nodes:remove"): OPERATORS,
+    ("POST", "/v1/nodes:reboot"): OPERATORS,
     ("GET", "/v1/doctor"): ADMINS,  # it looks at all tenants
     ("GET", "/metrics"): READERS,
     # tasks

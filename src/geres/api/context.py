@@ -59,6 +59,8 @@ class Context:
     waiters: Waiters
     blobs: FolderBlobs
     unfolder: Doorbell = field(default_factory=Doorbell)  #: rung when an array was created
+    attendant: Doorbell = field(default_factory=Doorbell)  #: rung when a node is to go
+    hooks: Collection[str] = ()  #: the operator's commands for nodes that there are
     job_ender: Doorbell = field(default_factory=Doorbell)  #: rung when a job may have ended
     server_id: int = 0  #: of this server, in the store
     server_secret: str = ""  #: what other servers sign with when they ask this one

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from litestar import MediaType, Response, get
-from litestar.params import FromPath
 
 from geres.api import metrics
 from geres.api.request import Request
 from geres.errors import StoreUnavailable
 from geres.model.doctor import Finding
-from geres.model.nodes import Node, NodeDetail, Summary, WhoAmI
-from geres.store import doctor, node_list
+from geres.model.nodes import Summary, WhoAmI
+from geres.store import doctor
 from geres.store.summary import summary
 
 
@@ -44,18 +43,6 @@ async def get_summary(request: Request) -> Summary:
     return await request.context.db.read(summary, request.caller)
 
 
-@get("/v1/nodes")
-async def list_nodes(request: Request) -> list[Node]:
-    """All nodes, by name."""
-    return await request.context.db.read(node_list.list_nodes, request.caller)
-
-
-@get("/v1/nodes/{name:str}")
-async def get_node(request: Request, name: FromPath[str]) -> NodeDetail:
-    """One node with its history and the tasks on it."""
-    return await request.context.db.read(node_list.get, request.caller, name)
-
-
 @get("/v1/doctor")
 async def get_findings(request: Request) -> list[Finding]:
     """What is wrong: records set aside, wishes not answered, facts that contradict each other."""
@@ -81,8 +68,6 @@ ROUTES: list[Any] = [
     readyz,
     whoami,
     get_summary,
-    list_nodes,
-    get_node,
     get_findings,
     get_metrics,
 ]

@@ -76,6 +76,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "node": {
         "show": Entry("nodes:node_show", _LOOK, "All about one node."),
         "list": Entry("nodes:nodes", _LOOK, "List nodes."),
+        "drain": Entry("node_actions:node_drain", _CHANGE, "Start no new tasks on nodes."),
+        "undrain": Entry("node_actions:node_undrain", _CHANGE, "Start tasks on nodes again."),
+        "remove": Entry("node_actions:node_remove", _CHANGE, "Take nodes out of the cluster."),
+        "reboot": Entry("node_actions:node_reboot", _CHANGE, "Start nodes' machines again."),
+        "ssh": Entry("node_actions:node_ssh", _CLUSTER, "Log in to a node's machine."),
         "join-token": Entry("joining:join_token", _CLUSTER, "Print the command by which a machine joins."),
         "join-tokens": Entry("joining:join_tokens", _CLUSTER, "List join tokens."),
         "revoke-join-token": Entry("joining:revoke_join_token", _CLUSTER, "Let nobody join with it."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct, field
 
 from geres.model.states import NodeState
@@ -46,11 +48,42 @@ class Node(Struct, kw_only=True):
     shared_paths: list[str] = []
 
 
+class NodesNamed(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Body of POST /v1/nodes:drain and :undrain."""
+
+    names: list[str]
+    reason: str | None = None  #: for people to see
+    dry_run: bool = False  #: only say what would be done
+
+
+class NodesLeave(NodesNamed, forbid_unknown_fields=True, kw_only=True):
+    """Body of POST /v1/nodes:remove and :reboot."""
+
+    running: Literal["wait", "requeue", "terminate"] = "wait"  #: what becomes of tasks that are there
+
+
+class NodeActed(Struct, omit_defaults=True, kw_only=True):
+    """What became of one node; with a `code` it was refused."""
+
+    name: str
+    state: NodeState | None = None
+    task_count: int = 0
+    code: str | None = None
+    message: str | None = None
+
+
+class NodesActed(Struct):
+    items: list[NodeActed]
+
+
 class NodeDetail(Node, kw_only=True):
     """A node with its history, oldest first, and the ids of the tasks on it."""
 
     history: list[NodeChange] = []
     task_ids: list[str] = []
+    login: str | None = None  #: where its machine is reached: USER@HOST of its label `ssh`, or its address
+    going: str | None = None  #: remove or reboot, once no task is on it
+    removed_at: str | None = None
 
 
 class Summary(Struct, kw_only=True):

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from geres.model import joining
+from geres.model import nodes as node_model
 from geres.model import tenants as model
 from geres.sdk.http import Transport
 from geres.sdk.reading import path_part
@@ -45,6 +46,38 @@ class Manager:
         headers = {"Content-Type": "application/json"}
         answer = self.transport.call("PATCH", f"/v1/users/{path_part(name)}", body, headers=headers)
         return msgspec.json.decode(answer, type=model.User)
+
+    def drain_nodes(
+        self, *names: str, reason: str | None = None, dry_run: bool = False
+    ) -> list[node_model.NodeActed]:
+        """Let nodes take no new tasks; what runs there goes on.  The answer tells of each name."""
+        body = node_model.NodesNamed(names=list(names), reason=reason, dry_run=dry_run)
+        return self.transport.post("/v1/nodes:drain", node_model.NodesActed, body).items
+
+    def undrain_nodes(
+        self, *names: str, reason: str | None = None, dry_run: bool = False
+    ) -> list[node_model.NodeActed]:
+        """Let nodes take tasks again, also those that were removed."""
+        body = node_model.NodesNamed(names=list(names), reason=reason, dry_run=dry_run)
+        return self.transport.post("/v1/nodes:undrain", node_model.NodesActed, body).items
+
+    def remove_nodes(
+        self, *names: str, running: Any = "wait", reason: str | None = None, dry_run: bool = False
+    ) -> list[node_model.NodeActed]:
+        """Drain nodes, and take them out of the cluster once no task is on them; comes back at once.
+
+        Tasks that run there are waited for (`wait`), stopped and queued again (`requeue`), or cancelled
+        (`terminate`).
+        """
+        body = node_model.NodesLeave(names=list(names), reason=reason, dry_run=dry_run, running=running)
+        return self.transport.post("/v1/nodes:remove", node_model.NodesActed, body).items
+
+    def reboot_nodes(
+        self, *names: str, running: Any = "wait", reason: str | None = None, dry_run: bool = False
+    ) -> list[node_model.NodeActed]:
+        """Drain nodes, run the server's hook `reboot` once no task is on them, and take them back."""
+        body = node_model.NodesLeave(names=list(names), reason=reason, dry_run=dry_run, running=running)
+        return self.transport.post("/v1/nodes:reboot", node_model.NodesActed, body).items
 
     def create_join_token(
         self, *, pool: str | None = None, uses: int = 1, expires_seconds: float = 3600.0

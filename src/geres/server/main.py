@@ -30,6 +30,7 @@ from geres.sdk.discover import read_address
 from geres.server import fleet, listening, loops, opening, tls
 from geres.server.address import local_url, remove_address, write_address
 from geres.server.asking import Asking
+from geres.server.attending import Attendant
 from geres.server.clock import Clock, wall_us
 from geres.server.dispatcher import Dispatcher
 from geres.server.fleet import Fleet
@@ -44,7 +45,7 @@ from geres.store.servers import Introduction
 
 log = logging.getLogger("geres.server")
 
-_MOST_FRAME_BYTES = 256 << 20
+_MOST_FRAME_BYTES = 16 << 20
 _OPEN_REQUESTS_SECONDS = 5
 _HAND_OVER_SECONDS = 30.0  #: for the server that we replace to let go of a SQLite file
 _KEEP_ALIVE_SECONDS = 75
@@ -223,6 +224,7 @@ class _Server:
             FolderBlobs(home / "blobs"),
             server_id=me.id,
             server_secret=me.secret,
+            hooks=frozenset(settings.hooks),
             version=__version__,
             url=me.url,
             fingerprint=self._pin,
@@ -285,6 +287,13 @@ class _Server:
         lease = self._settings.lease_seconds
         janitor = loops.Janitor(context, self._settings.retention_seconds)
         clock = loops.ClockKeeper(context, self._clock, lease)
+        attendant = Attendant(
+            context,
+            dispatcher,
+            self._settings.hooks,
+            lease_seconds=lease,
+            give_up_seconds=self._settings.kickstart_seconds,
+        )
         if self._db.dialect == "postgres":
             group.start_soon(self._notifier().run)
         for name, step, every, bell in (
@@ -298,6 +307,8 @@ class _Server:
             ("waker", loops.Waker(context).step, 0.2, Doorbell()),
             ("job ender", loops.JobEnder(context).step, 1.0, context.job_ender),
             ("janitor", janitor.step, 60.0, Doorbell()),
+            ("going nodes", attendant.step, 1.0, context.attendant),
+            ("silent nodes", attendant.revive_step, 1.0, Doorbell()),
             ("sweeper", loops.Sweeper(context).step, 60.0, Doorbell()),
             ("clock", clock.step, 10.0, Doorbell()),
             *([("certificate", self._tls.step, 30.0, Doorbell())] if self._tls else []),

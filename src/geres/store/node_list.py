@@ -43,7 +43,19 @@ def get(tx: Tx, caller: Caller, name: str) -> NodeDetail:
             for one in reversed(changes)
         ],
         task_ids=[show_task(key) for (key,) in tasks],
+        login=_login(row),
+        going=(row["going"] or "").partition(":")[0] or None,
+        removed_at=rfc3339(row["removed_at"]),
     )
+
+
+def _login(row: Row) -> str | None:
+    address: str | None = row["address"]
+    try:
+        hello = _hello.decode(row["info"])
+    except msgspec.MsgspecError:
+        return address
+    return hello.labels.get("ssh") or address or hello.host
 
 
 class _Use:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from geres.errors import NameTaken
+from geres.errors import Conflict, NameTaken
 from geres.model.ids import show_task
 from geres.model.states import NodeState, Reason, TaskState
 from geres.model.wire import AttemptKey, Ended, Hello
@@ -73,6 +73,12 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
         tx.value("create_node", **key, pool_id=pool_id, now_us=now_us)
         node = tx.one("find_node", **key)
         assert node is not None
+    if node["removed_at"] is not None:
+        raise Conflict(
+            f"the node {hello.node} was removed from the cluster; `geres node undrain {hello.node}` takes it back"
+        )
+    if node["boot_id"] not in (None, hello.boot_id):
+        tx.run("let_come_back", node_id=node["id"])
     row = tx.one(
         "connect_node",
         node_id=node["id"],
@@ -89,6 +95,7 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
         now_us=now_us,
     )
     assert row is not None
+    tx.run("note_address", node_id=node["id"], address=hello.address or None)
     answer = Connected(node["id"], pool_id, row["epoch"], bool(row["draining"]))
     tx.run("forget_kills_of_node", node_id=node["id"])  # what only the agent has is killed anyway
     _settle_attempts(tx, hello, answer, node["boot_id"] not in (None, hello.boot_id), now_us)

@@ -1,6 +1,6 @@
 -- name: show_nodes
 SELECT n.*, p.name AS pool FROM node n JOIN pool p ON p.id = n.pool_id
- WHERE n.tenant_id = :tenant_id ORDER BY n.name
+ WHERE n.tenant_id = :tenant_id AND n.removed_at IS NULL ORDER BY n.name
 
 -- name: show_node
 SELECT n.*, p.name AS pool FROM node n JOIN pool p ON p.id = n.pool_id
@@ -23,7 +23,7 @@ SELECT t.node_id, c.body, count(*) FROM task t
 SELECT state, count(*) AS n FROM job WHERE tenant_id = :tenant_id GROUP BY state
 
 -- name: nodes_by_state
-SELECT state, count(*) AS n FROM node WHERE tenant_id = :tenant_id GROUP BY state
+SELECT state, count(*) AS n FROM node WHERE tenant_id = :tenant_id AND removed_at IS NULL GROUP BY state
 
 -- name: active_schedules
 SELECT count(*) FROM schedule WHERE tenant_id = :tenant_id AND state = 'active'

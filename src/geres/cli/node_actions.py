@@ -1,0 +1,231 @@
+"""`geres node drain|undrain|remove|reboot|ssh|logs`: what operators do to nodes."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+import click
+
+from geres.cli.main import App
+from geres.cli.output import escape, pretty_json, say, write_line
+from geres.errors import BY_CODE, GeresError, NotFound
+from geres.model.nodes import NodeActed
+
+_LOOK_SECONDS = 0.5
+_TELL_SECONDS = 10.0
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What all of them take."""
+    for option in (
+        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option("--json", is_flag=True, help="What became of each, as JSON."),
+        click.option("--dry-run", is_flag=True, help="Only say what would be done."),
+        click.option("--reason", metavar="TEXT", help="Kept in the node's history."),
+    ):
+        command = option(command)
+    return click.argument("names", nargs=-1, required=True, metavar="NODE...")(command)
+
+
+def _leaving(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What becomes of tasks on nodes that go, and whether to wait for it."""
+    for option in (
+        click.option("--detach", is_flag=True, help="Do not wait until it is done; the cluster goes on."),
+        click.option("--terminate", "running", flag_value="terminate", help="Cancel tasks that run there."),
+        click.option(
+            "--requeue",
+            "running",
+            flag_value="requeue",
+            help="Stop tasks that run there and queue them again; this is no retry.",
+        ),
+        click.option(
+            "--wait", "running", flag_value="wait", default="wait", help="Let tasks end first.  [default]"
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_options
+@click.option("-w", "--wait", is_flag=True, help="Come back when no task is on them any more.")
+@click.pass_obj
+def node_drain(
+    app: App, names: tuple[str, ...], wait: bool, json: bool, quiet: bool, dry_run: bool, reason: str | None
+) -> int:
+    """Start no new tasks on nodes; what runs there goes on.  Names may be globs, like 'rack3-*'."""
+    answer = app.client.drain_nodes(*_named(app, names), reason=reason, dry_run=dry_run)
+    status = _tell(answer, "drained", json=json, quiet=quiet, dry_run=dry_run)
+    if wait and not dry_run:
+        _follow(app, answer, lambda node: not node.task_ids, quiet=quiet)
+    return status
+
+
+@click.command()
+@_options
+@click.pass_obj
+def node_undrain(
+    app: App, names: tuple[str, ...], json: bool, quiet: bool, dry_run: bool, reason: str | None
+) -> int:
+    """Start tasks on nodes again; also takes back nodes that were removed."""
+    answer = app.client.undrain_nodes(*_named(app, names, removed=True), reason=reason, dry_run=dry_run)
+    return _tell(answer, "takes tasks again", json=json, quiet=quiet, dry_run=dry_run)
+
+
+@click.command()
+@_options
+@_leaving
+@click.pass_obj
+def node_remove(
+    app: App,
+    names: tuple[str, ...],
+    running: str,
+    detach: bool,
+    json: bool,
+    quiet: bool,
+    dry_run: bool,
+    reason: str | None,
+) -> int:
+    """Take nodes out of the cluster once no task is on them: they cannot connect any more.
+
+    Stop their agents or machines afterwards.  Ctrl-C only stops waiting; `geres node undrain` takes it back.
+    """
+    answer = app.client.remove_nodes(*_named(app, names), running=running, reason=reason, dry_run=dry_run)
+    status = _tell(
+        answer, "is to be removed", json=json, quiet=quiet or not (detach or dry_run), dry_run=dry_run
+    )
+    if not (detach or dry_run):
+        _follow(app, answer, lambda node: node.removed_at is not None, quiet=quiet)
+        _say_done(answer, "removed", json=json, quiet=quiet)
+    return status
+
+
+@click.command()
+@_options
+@_leaving
+@click.pass_obj
+def node_reboot(
+    app: App,
+    names: tuple[str, ...],
+    running: str,
+    detach: bool,
+    json: bool,
+    quiet: bool,
+    dry_run: bool,
+    reason: str | None,
+) -> int:
+    """Drain nodes, run the server's hook `reboot` once no task is on them, and take them back.
+
+    The hook is a command in the server's settings, `hooks = { reboot = "..." }`, called with the node's name.
+    """
+    answer = app.client.reboot_nodes(*_named(app, names), running=running, reason=reason, dry_run=dry_run)
+    quiet_now = quiet or not (detach or dry_run)
+    status = _tell(answer, "is to be rebooted", json=json, quiet=quiet_now, dry_run=dry_run)
+    if not (detach or dry_run):
+        _follow(app, answer, lambda node: node.going is None, quiet=quiet)
+        for one in answer:
+            node = app.client.node(one.name) if one.code is None else None
+            if node is not None and node.state.value == "draining":
+                last = next((change.why for change in reversed(node.history) if change.why), "")
+                say(f"geres: {one.name}: {last}")
+                status = status or 1
+        _say_done(answer, "is back", json=json, quiet=quiet or bool(status))
+    return status
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] [COMMAND...]")
+@click.option("--print", "only_print", is_flag=True, help="Print the ssh command and do not run it.")
+@click.pass_obj
+def node_ssh(app: App, name: str, words: tuple[str, ...], only_print: bool) -> None:
+    """Log in to a node's machine: runs `ssh` with the address that the node is known by.
+
+    Its label `ssh` (`geres agent --label ssh=USER@HOST`) says another one.  Words after the name go to ssh.
+    """
+    login = app.client.node(name).login
+    if not login or login.startswith("-"):
+        raise NotFound(f"nothing is known of how to reach {name}: give its agent --label ssh=USER@HOST")
+    command = ["ssh", login, *words]
+    if only_print:
+        write_line(shlex.join(command))
+        return
+    sys.stdout.flush()
+    try:
+        os.execvp("ssh", command)
+    except FileNotFoundError:
+        raise NotFound(f"there is no program ssh here; the command would be {shlex.join(command)}") from None
+
+
+def _named(app: App, names: tuple[str, ...], *, removed: bool = False) -> list[str]:
+    """The names, globs replaced by the nodes that they mean.  Raises NotFound for one that means none."""
+    found: list[str] = []
+    known: list[str] | None = None
+    for name in names:
+        if not any(mark in name for mark in "*?["):
+            found.append(name)
+            continue
+        if known is None:
+            known = [node.name for node in app.client.nodes()]
+        matching = [one for one in known if fnmatchcase(one, name)]
+        if not matching:
+            raise NotFound(f"no node is called like {name!r}; see `geres nodes`")
+        found += matching
+    return list(dict.fromkeys(found))
+
+
+def _tell(answer: list[NodeActed], what: str, *, json: bool, quiet: bool, dry_run: bool) -> int:
+    """Say what became of each; the exit status is that of the first refusal."""
+    status = 0
+    if json:
+        write_line(pretty_json(answer))
+    for one in answer:
+        if one.code is not None:
+            say(f"geres: {one.code}: {escape(one.message or '')}")
+            status = status or BY_CODE.get(one.code, GeresError).exit_status
+        elif not quiet and not json:
+            tasks = f"; {one.task_count} tasks run there" if one.task_count else ""
+            write_line(f"{escape(one.name)}: {'would be acted on' if dry_run else what}{tasks}")
+    return status
+
+
+def _say_done(answer: list[NodeActed], what: str, *, json: bool, quiet: bool) -> None:
+    if not (json or quiet):
+        for one in answer:
+            if one.code is None:
+                write_line(f"{escape(one.name)}: {what}")
+
+
+def _follow(app: App, answer: list[NodeActed], is_done: Callable[[Any], bool], *, quiet: bool) -> None:
+    """Wait until it is so for all of them, and tell on stderr what is waited for."""
+    open_names = [one.name for one in answer if one.code is None]
+    told_at, told = time.monotonic() - _TELL_SECONDS + 1.0, ""
+    while True:
+        waiting = {}
+        for name in open_names:
+            node = app.client.node(name)
+            if not is_done(node):
+                waiting[name] = node
+        open_names = list(waiting)
+        if not waiting:
+            return
+        if not quiet and time.monotonic() - told_at >= _TELL_SECONDS:
+            said = "; ".join(_still(node) for node in list(waiting.values())[:5])
+            more = f" and {len(waiting) - 5} more" if len(waiting) > 5 else ""
+            if said != told:
+                say(f"geres: waiting for {said}{more} (Ctrl-C leaves; it goes on)")
+            told_at, told = time.monotonic(), said
+        time.sleep(_LOOK_SECONDS)
+
+
+def _still(node: Any) -> str:
+    ids = node.task_ids
+    if not ids:
+        return f"{node.name}, which is {node.state.value}"
+    return f"{node.name}: {len(ids)} tasks ({' '.join(ids[:3])}{' ...' if len(ids) > 3 else ''})"
