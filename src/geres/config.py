@@ -509,6 +509,11 @@ def _plain(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def own_file() -> Path:
+    """Where the settings of this account lie; for root those of the whole machine."""
+    return _SYSTEM_FILE if os.geteuid() == 0 else _user_file()
+
+
 def _user_file() -> Path:
     from platformdirs import user_config_path  # see `home`
 

@@ -39,6 +39,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "release": Entry("act:release", _CHANGE, "Let held tasks go on."),
         "edit": Entry("act:edit", _CHANGE, "Change what waiting tasks ask for."),
         "rerun": Entry("act:rerun", _CHANGE, "Run ended tasks again."),
+        "init": Entry("init:init", _CLUSTER, "Set up a server on this host."),
         "up": Entry("up:up", _CLUSTER, "Start a cluster on this machine."),
         "down": Entry("up:down", _CLUSTER, "Stop it."),
         "restart": Entry("restart:restart", _CLUSTER, "Replace its parts by new processes, without a gap."),

@@ -137,7 +137,12 @@ def open_database(url: str) -> Database:
     if url.startswith("sqlite:"):
         return SqliteDatabase(Path(url.removeprefix("sqlite:")))
     if url.startswith(("postgresql://", "postgres://")):
-        from geres.store.postgres import PostgresDatabase  # an extra: only those who use it need the driver
+        try:
+            from geres.store.postgres import PostgresDatabase  # an extra: only who uses it needs the driver
+        except ModuleNotFoundError as error:
+            raise Invalid(
+                f"store: PostgreSQL needs {error.name}: pip install 'geres[postgres]'", field="store"
+            ) from None
 
         return PostgresDatabase(url)
     raise Invalid(f"store: {url!r} is neither sqlite:PATH nor postgresql://...", field="store")

@@ -147,6 +147,7 @@ def join(tx: Tx, wanted: Join, *, address: str, now_us: int) -> Joined:
     )
     if added is None:
         raise Conflict("credential: is known already; remove node.json from the agent's home, and join again")
+    tx.run("take_removed_back", tenant_id=tenant_id, node=wanted.node)
     subject = _subject(wanted.node)
     caller = Caller(tenant_id, token["tenant"], subject, "node", address=address, node=wanted.node)
     audit.write(tx, caller, "node.join", wanted.node, now_us=now_us, join_token=str(token["id"]))

@@ -41,6 +41,11 @@ UPDATE token SET revoked_at = :now_us
 -- name: node_to_join
 SELECT state, lease_until, info FROM node WHERE tenant_id = :tenant_id AND name = :node
 
+-- name: take_removed_back
+-- A join token is as good as an operator's word.
+UPDATE node SET removed_at = NULL, going = NULL, draining = 0
+ WHERE tenant_id = :tenant_id AND name = :node AND removed_at IS NOT NULL
+
 -- name: forget_join_tokens
 -- Long after they were good; credentials keep their number.
 DELETE FROM join_token WHERE id IN (
