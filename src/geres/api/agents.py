@@ -12,7 +12,6 @@ import anyio
 import msgspec
 from msgspec import Struct
 
-from geres import __version__
 from geres.aio import Doorbell
 from geres.api.asgi import GONE, Message, Receive, Send, closing
 from geres.errors import GeresError
@@ -165,7 +164,7 @@ def _foreign(greeting: _Greeting) -> str | None:
     older, newer = ("agent", "server") if greeting.protocol < PROTOCOL else ("server", "agent")
     return (
         f"the agent speaks protocol {greeting.protocol} (geres {greeting.version[:40]}), the server"
-        f" {PROTOCOL} (geres {__version__}): upgrade the {older} to the release of the {newer}"
+        f" {PROTOCOL}: upgrade the {older} to the release of the {newer}"
     )
 
 
