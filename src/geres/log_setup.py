@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import logging.handlers
+import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,6 +17,7 @@ from geres.model.units import rfc3339
 
 _encode = msgspec.json.Encoder().encode
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "is_json", "taskName"}
+_MOST_KEPT_BYTES = 8 << 20
 #: Libraries that talk about what is normal for us.
 _QUIET = ("uvicorn", "websockets", "asyncio", "litestar")
 
@@ -38,6 +42,21 @@ class JsonLines(logging.Formatter):
         return (
             _encode(line).decode() if _plain(line) else _encode({k: str(v) for k, v in line.items()}).decode()
         )
+
+
+def keep(path: Path) -> None:
+    """Write the log to a file too, if stderr does not go there; for those who ask from elsewhere."""
+    try:
+        ours, there = os.fstat(sys.stderr.fileno()), path.stat()
+        if (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino):
+            return
+    except (OSError, ValueError):
+        pass
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handler = logging.handlers.RotatingFileHandler(path, maxBytes=_MOST_KEPT_BYTES, backupCount=1, delay=True)
+    root = logging.getLogger()
+    handler.setFormatter(root.handlers[0].formatter)
+    root.addHandler(handler)
 
 
 def _plain(line: dict[str, Any]) -> bool:

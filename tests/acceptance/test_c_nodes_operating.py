@@ -143,6 +143,32 @@ def test_u107_ssh_prints_the_address_that_the_node_registered(site):
         assert site.run(*words, "uptime", check=True).stdout == "ssh ops@far.example uptime\n"
 
 
+def test_u107_the_logs_of_a_node_come_as_a_text_archive(site, tmp_path):
+    task = submit(site, "--", "true")
+    site.run("wait", task, check=True)
+    with another_node(site, "far"):
+        text = site.run("node", "logs", "far", "--since", "1h", check=True).stdout
+        assert "==> agent.log" in text
+        assert f"connected to {site.url}" in text
+        assert (
+            site.run("node", "logs", "home", "--since", "1h", check=True).stdout.count("==> supervisor.log")
+            == 1
+        )
+
+        file = tmp_path / "far.txt"
+        said = site.run("node", "logs", "far", "--since", "1h", "-o", str(file), check=True)
+        assert (said.stdout, "bytes in" in said.stderr) == ("", True)
+        assert "==> agent.log" in file.read_text()
+        assert (
+            f"connected to {site.url}"
+            not in site.run("node", "logs", "far", "--since", "0s", check=True).stdout
+        )
+    refused = site.run("node", "logs", "far", "-o", str(tmp_path / "none"))
+    assert (refused.returncode, "is not connected" in refused.stderr) == (5, True)
+    assert not (tmp_path / "none").exists()
+    assert site.run("node", "logs", "nowhere").returncode == 4
+
+
 def test_u106_a_silent_node_is_kicked_once_per_try_and_comes_back(request, tmp_path):
     """The hook starts the agent again, as an operator's would over ssh."""
     log, script = tmp_path / "hook.log", tmp_path / "hook"

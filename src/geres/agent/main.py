@@ -107,7 +107,7 @@ async def run(options: Options) -> bool:
     orders = Orders(config, place, localities, accounts, link.send)
     node = Node(orders, Uploader(access), upkeep)
     node.link = link
-    streams = Streams(node, link.path, access)
+    streams = Streams(node, link.path, access, options.home / "logs")
     node.open_stream = streams.open
     upkeep.readers = streams.reader_of
     channel = Channel(node, config, folder, access)
@@ -232,6 +232,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     log_setup.set_up(options.log)
+    log_setup.keep(options.home / "logs" / "agent.log")
     os.umask(0o077)  # what we write is for us alone; the supervisor gives tasks the usual one
     try:
         anew = anyio.run(run, options, backend_options={"use_uvloop": _has_uvloop()})

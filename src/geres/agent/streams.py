@@ -7,6 +7,7 @@ import ctypes
 import logging
 import os
 import signal
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -22,6 +23,7 @@ from geres.agent.ends import Unreadable
 from geres.agent.link import ask
 from geres.agent.named import STREAMS, Named, open_named
 from geres.agent.node import ENDED, Following, Node
+from geres.agent.node_logs import archive
 from geres.model.ids import show_task
 from geres.model.wire import AttemptKey, Ended, Stream
 
@@ -87,8 +89,9 @@ class FileWatch:
 class Streams:
     """All streams of this agent."""
 
-    def __init__(self, node: Node, socket_path: str, access: Access) -> None:
-        self._node = node
+    def __init__(self, node: Node, socket_path: str, access: Access, logs: Path = Path("logs")) -> None:
+        """`logs` is the folder of the agent's and the supervisor's logs."""
+        self._node, self._logs = node, logs
         self._socket_path = socket_path
         self._access = access
         self._group: anyio.abc.TaskGroup | None = None
@@ -107,7 +110,20 @@ class Streams:
     def open(self, stream: Stream) -> None:
         """Begin a stream.  Where its attempt is not here, the other side is told so."""
         if self._group is not None:
-            self._group.start_soon(self._serve, stream)
+            self._group.start_soon(self._serve if stream.task else self._send_logs, stream)
+
+    async def _send_logs(self, stream: Stream) -> None:
+        """Send what agent and supervisor have logged, which is asked for as the stream of task 0."""
+        query = {name: values[0] for name, values in parse_qs(urlsplit(stream.path).query).items()}
+        since = query.get("since", "0")
+        pieces = archive(self._logs, int(since) if since.isdigit() else 0)
+        try:
+            async with open_websocket(self._access, stream.path, None) as socket:
+                while (piece := await anyio.to_thread.run_sync(next, pieces, None)) is not None:
+                    await socket.send(_pack(["o", piece]))
+                await socket.send(_pack(["end", {"logs": True}]))
+        except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError) as error:
+            log.info("sending the logs has ended: %r", error)
 
     def reader_of(self, key: AttemptKey, stream: str) -> int | None:
         """How far the slowest live reader of the attempt's stdout ("o") or stderr ("e") has come."""

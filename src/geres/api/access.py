@@ -29,6 +29,7 @@ RULES: dict[tuple[str, str], Roles] = {
     ("GET", "/v1/servers"): READERS,
     ("GET", "/v1/nodes"): READERS,
     ("GET", "/v1/nodes/{name}"): READERS,
+    ("GET", "/v1/nodes/{name}/logs"): OPERATORS,  # they tell of everybody's tasks
     ("POST", "/v1/nodes:drain"): OPERATORS,
     ("POST", "/v1/nodes:undrain"): OPERATORS,
     ("POST", "/v1/nodes:remove"): OPERATORS,

@@ -92,6 +92,7 @@ _QUERIES: dict[tuple[str, str], type[Struct]] = {
     ("get", "/v1/jobs/{job_ref}"): JobDetailQuery,
     ("get", "/v1/find"): tasks.FindQuery,
     **tenants.QUERIES,
+    ("get", "/v1/nodes/{name}/logs"): nodes.NodeLogsQuery,
     ("get", "/v1/tasks/{task_id}/logs"): outputs.LogsQuery,
     **{(route.method, route.path): route.query for route in HOT if route.query is not None},
 }

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
-from litestar import get, post
+import anyio
+from litestar import MediaType, get, post
 from litestar.params import FromPath, JSONBody
+from litestar.response import Stream
+from msgspec import Struct
 
+from geres.api.bodies import read_query
+from geres.api.context import Context
+from geres.api.peers import Streams
 from geres.api.request import Request
-from geres.errors import Conflict
+from geres.errors import Conflict, Invalid
 from geres.model.nodes import Node, NodeDetail, NodesActed, NodesLeave, NodesNamed
 from geres.store import node_actions, node_list
 from geres.store.node_actions import NodesDone
+
+_LONGEST_SECONDS = 100 * 366 * 86400.0
+_MOST_BYTES = 64 << 20
+_SILENT_SECONDS = 30.0
 
 
 @get("/v1/nodes")
@@ -24,6 +35,57 @@ async def list_nodes(request: Request) -> list[Node]:
 async def get_node(request: Request, name: FromPath[str]) -> NodeDetail:
     """One node with its history and the tasks on it."""
     return await request.context.db.read(node_list.get, request.caller, name)
+
+
+class NodeLogsQuery(Struct, kw_only=True, forbid_unknown_fields=True):
+    """Query of GET /v1/nodes/{name}/logs."""
+
+    since: float = 86400.0  #: seconds before now
+
+
+@get("/v1/nodes/{name:str}/logs", media_type=MediaType.TEXT)
+async def get_node_logs(request: Request, name: FromPath[str]) -> Stream:
+    """What the node's agent and supervisor have logged in the last `since` seconds, as text.
+
+    Errors: 404 for an unknown node, 409 where it is not connected, or its agent is too old.
+    """
+    context = request.context
+    query = read_query(NodeLogsQuery, request.scope["query_string"])
+    if not 0 <= query.since <= _LONGEST_SECONDS:
+        raise Invalid("since: is not between 0 seconds and 100 years", field="since")
+    node = await context.db.read(node_list.get, request.caller, name)
+    since_us = max(0, context.clock() - int(query.since * 1e6))
+    parts = _logs_of(context, request.app.state.streams, int(node.id), since_us)
+    first = await anext(parts, None)
+    if first is None:
+        raise Conflict(
+            f"the node {name} is not connected, or its agent is too old to send its logs: "
+            f"see `geres node show {name}`"
+        )
+    return Stream(_with_first(first, parts), media_type="text/plain; charset=utf-8")
+
+
+async def _logs_of(context: Context, streams: Streams, node_id: int, since_us: int) -> AsyncIterator[bytes]:
+    async with streams.open(context, 0, node_id, f"since={since_us}", with_stdin=False) as agent:
+        if agent is None:
+            return
+        sent = 0
+        while sent < _MOST_BYTES:
+            frame = None
+            with anyio.move_on_after(_SILENT_SECONDS):
+                frame = await agent.read()
+            match frame:
+                case ["o", bytes() as piece]:
+                    sent += len(piece)
+                    yield piece
+                case _:
+                    return
+
+
+async def _with_first(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in rest:
+        yield piece
 
 
 @post("/v1/nodes:drain", status_code=200)
@@ -77,5 +139,13 @@ async def _act(request: Request, act: Any, data: NodesNamed, **how: Any) -> Node
     return NodesActed(done.items)
 
 
-ROUTES: list[Any] = [list_nodes, get_node, drain_nodes, undrain_nodes, remove_nodes, reboot_nodes]
+ROUTES: list[Any] = [
+    list_nodes,
+    get_node,
+    get_node_logs,
+    drain_nodes,
+    undrain_nodes,
+    remove_nodes,
+    reboot_nodes,
+]
 BODIES = [NodesNamed, NodesLeave]

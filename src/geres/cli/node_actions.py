@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from geres.cli.main import App
 from geres.cli.output import escape, pretty_json, say, write_line
-from geres.errors import BY_CODE, GeresError, NotFound
+from geres.errors import BY_CODE, GeresError, Invalid, NotFound
 from geres.model.nodes import NodeActed
 
 _LOOK_SECONDS = 0.5
@@ -137,6 +138,31 @@ def node_reboot(
                 status = status or 1
         _say_done(answer, "is back", json=json, quiet=quiet or bool(status))
     return status
+
+
+@click.command()
+@click.argument("name")
+@click.option("--since", metavar="TIME", default="1d", help="Only of the last 1h, 30m, ...  [1d]")
+@click.option("-o", "--output", metavar="FILE", help="Write it to a file instead of stdout.")
+@click.pass_obj
+def node_logs(app: App, name: str, since: str, output: str | None) -> None:
+    """Print what a node's agent and supervisor have logged, brought here through the agent."""
+    from geres.model.units import parse_duration  # only this command needs it
+
+    pieces = app.client.node_logs(name, since_seconds=parse_duration(since, "since"))
+    first = next(pieces, b"")  # a refusal leaves no file
+    try:
+        with contextlib.ExitStack() as stack:
+            out: IO[bytes] = stack.enter_context(open(output, "wb")) if output else sys.stdout.buffer
+            size = out.write(first)
+            for piece in pieces:
+                size += out.write(piece)
+    except OSError as error:
+        if output is None:
+            raise
+        raise Invalid(f"output: {output} cannot be written: {error.strerror}", field="output") from None
+    if output:
+        say(f"geres: {size:,} bytes in {output}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -82,6 +82,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "remove": Entry("node_actions:node_remove", _CHANGE, "Take nodes out of the cluster."),
         "reboot": Entry("node_actions:node_reboot", _CHANGE, "Start nodes' machines again."),
         "ssh": Entry("node_actions:node_ssh", _CLUSTER, "Log in to a node's machine."),
+        "logs": Entry("node_actions:node_logs", _CLUSTER, "Print what a node's agent has logged."),
         "join-token": Entry("joining:join_token", _CLUSTER, "Print the command by which a machine joins."),
         "join-tokens": Entry("joining:join_tokens", _CLUSTER, "List join tokens."),
         "revoke-join-token": Entry("joining:revoke_join_token", _CLUSTER, "Let nobody join with it."),

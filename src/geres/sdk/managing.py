@@ -93,6 +93,10 @@ class Manager:
     def revoke_join_token(self, token_id: str) -> joining.JoinToken:
         """Let nobody join with it any more; nodes that have joined stay."""
         return self.transport.post(f"/v1/join-tokens/{path_part(token_id)}/revoke", joining.JoinToken, {})
+    def node_logs(self, name: str, *, since_seconds: float = 86400.0) -> Iterator[bytes]:
+        """What the node's agent and supervisor have logged, in pieces of text."""
+        return self.transport.stream(f"/v1/nodes/{path_part(name)}/logs", since=since_seconds)
+
 
     def tokens(self, *, user: str | None = None, all: bool = False) -> list[model.Token]:
         """The caller's, for an operator those of the tenant; `all`: those that are no good any more too."""

@@ -258,6 +258,8 @@ class Dispatcher:
 
     def explain(self, tenant_id: int, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the connected nodes of the pool do not take such a task now, and the first that would."""
+            if draining:
+                desk.send(Frame(drain=True))  # what waits there comes back
         return explaining.explain(self._desks_of(tenant_id), pool, demand)
 
     def full_disks(self, tenant_id: int, pool: str, percent: float) -> list[tuple[str, float]]:
@@ -268,9 +270,12 @@ class Dispatcher:
         return [desk for desk in self.desks.values() if desk.tenant_id == tenant_id]
 
     async def open_stream(self, task: int, attempt: int, path: str, with_stdin: bool) -> bool:
-        """Ask the task's node to connect to `path`.  False where no node of this server has the attempt."""
+        """Ask the task's node to connect to `path`.  False where no node of this server has the attempt.
+
+        Attempt N of task 0 means the logs of node N.
+        """
         for desk in self.desks.values():
-            if (task, attempt) in desk.held:
+            if (task, attempt) in desk.held or (not task and desk.node_id == attempt):
                 desk.send(Frame(streams=[Stream(task, attempt, path, with_stdin)]))
                 return True
         return False

@@ -133,7 +133,13 @@ def living(tx: Tx, *, now_us: int) -> list[Peer]:
 
 
 def holder(tx: Tx, task: int, attempt: int, *, now_us: int) -> Peer | None:
-    """The server to which the node of this attempt is connected; None where there is none."""
+    """The server to which the node of this attempt is connected; None where there is none.
+
+    Attempt N of task 0 stands for node N itself.
+    """
+    if not task:
+        rows = tx.rows("holder_of_node", node_id=attempt, now_us=now_us)
+        return Peer(*rows[0]) if rows else None
     rows = tx.rows("holder_of_attempt", task_id=task, attempt=attempt, now_us=now_us)
     return Peer(*rows[0]) if rows else None
 

@@ -32,6 +32,12 @@ SELECT server.id, server.url, server.secret, server.fingerprint
   JOIN server ON server.id = node.server_id
  WHERE task.id = :task_id AND task.attempt = :attempt AND server.lease_until > :now_us
 
+-- name: holder_of_node
+SELECT server.id, server.url, server.secret, server.fingerprint
+  FROM node
+  JOIN server ON server.id = node.server_id
+ WHERE node.id = :node_id AND server.lease_until > :now_us
+
 -- name: servers_gone
 SELECT id, url FROM server WHERE lease_until <= :now_us AND id <> :server_id ORDER BY id LIMIT :limit
 /* skip locked */
