@@ -140,6 +140,8 @@ class Orders:
             ids = ",".join(map(str, assign.gpu_ids)).encode()
             env[b"GERES_GPUS"] = env[b"CUDA_VISIBLE_DEVICES"] = ids
             extra["gpu_ids"] = assign.gpu_ids
+        if assign.token and "GERES_TOKEN" not in spec.env:
+            env[b"GERES_TOKEN"] = assign.token.encode()
         if env:
             extra["env"] = env
         words = None if argv is None else [_bytes(word) for word in (*self._wrap, *argv)]

@@ -17,12 +17,14 @@ from msgspec.structs import replace
 
 from geres.api.limits import Bucket, Buckets
 from geres.errors import NotFound, RateLimited, StoreUnavailable, Unauthenticated
+from geres.model import task_tokens
 from geres.model.callers import Caller, UserRole
-from geres.store import tokens
+from geres.store import below, tokens
 from geres.store.database import Database
 
 #: What another server revoked or disabled is refused here after so long.
 REMEMBER_SECONDS = 5.0
+_REMEMBER_TASK_SECONDS = 1.0  #: after the end of its attempt
 _MOST_REMEMBERED = 10_000
 _LONGEST_TOKEN = 8 << 10
 _ACCOUNT_SECONDS = 10.0
@@ -47,10 +49,18 @@ class Auth:
     """Looks tokens up by their hash, and remembers whose they are for some seconds."""
 
     def __init__(
-        self, db: Database, clock: Callable[[], int], *, requests_per_second: float, used: dict[int, int]
+        self,
+        db: Database,
+        clock: Callable[[], int],
+        *,
+        requests_per_second: float,
+        used: dict[int, int],
+        task_key: bytes,
+        private: bool = False,
     ) -> None:
         """`used` is told when which token (by id) was used last.  A rate of 0 sets no limit."""
-        self._db, self._clock, self._used = db, clock, used
+        self._db, self._clock, self._used, self._task_key = db, clock, used, task_key
+        self._private = private
         self._known: OrderedDict[tuple[bytes, str, bytes], _Known] = OrderedDict()
         rate = requests_per_second or 1e9
         self._rates = Buckets(rate, rate * _BURST_SECONDS)
@@ -92,11 +102,13 @@ class Auth:
             if authorization:
                 await self._slow_down(address)
             raise
-        caller = replace(caller, address=address)
+        private = self._private and caller.role in ("user", "viewer")
+        caller = replace(caller, address=address, private=private)
         if tenant:
             caller = await self._in_tenant(caller, tenant.decode("latin-1"))
         bucket = self._rates.of(authorization or address.encode())
-        known = _Known(caller, time.monotonic() + REMEMBER_SECONDS, bucket)
+        seconds = _REMEMBER_TASK_SECONDS if caller.task else REMEMBER_SECONDS
+        known = _Known(caller, time.monotonic() + seconds, bucket)
         if round == self._round:  # else something changed while we looked
             self._known[authorization, address, tenant] = known
         if len(self._known) > _MOST_REMEMBERED:
@@ -112,6 +124,11 @@ class Auth:
             raise Unauthenticated("a token is needed: send `Authorization: Bearer TOKEN`")
         if len(token) > _LONGEST_TOKEN:
             raise Unauthenticated("the token is too long to be one")
+        if token.startswith(task_tokens.WORD):
+            claim = task_tokens.check(self._task_key, token)
+            if claim is None:
+                raise Unauthenticated("the token of a task was made elsewhere, or is cut or spoilt")
+            return await self._db.glance(below.find_caller, claim)
         return await self._db.glance(tokens.find_caller, tokens.token_hash(token), now_us=self._clock())
 
     async def _of_account(self, uid: int) -> Caller:

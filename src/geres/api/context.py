@@ -60,6 +60,7 @@ class Context:
     blobs: FolderBlobs
     unfolder: Doorbell = field(default_factory=Doorbell)  #: rung when an array was created
     attendant: Doorbell = field(default_factory=Doorbell)  #: rung when a node is to go
+    private: bool = False  #: users see only their own tasks and jobs
     hooks: Collection[str] = ()  #: the operator's commands for nodes that there are
     job_ender: Doorbell = field(default_factory=Doorbell)  #: rung when a job may have ended
     server_id: int = 0  #: of this server, in the store

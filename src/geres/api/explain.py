@@ -99,13 +99,13 @@ def _queued(facts: TaskFacts, nodes: list[WhyNode], place: str | None, now_us: i
         return _why(
             about, f"its job {job.id} is disabled{_because(job.reason)}", next=f"geres job enable {job.id}"
         )
-    full = [cap for cap in facts.caps if cap.used >= cap.most]
+    full = [cap for cap in facts.caps if cap.full]
     if full:
         cap = full[0]
         return _why(
             about,
-            f"{cap.used} of at most {cap.most} tasks of {cap.words} run already",
-            next=f"geres tasks --state running --job {job.id}",
+            f"{cap.used:g} of at most {cap.most:g} {cap.unit} of {cap.words} run already",
+            next="geres quota" if "quota" in cap.words else f"geres tasks --state running --job {job.id}",
         )
     found = _why(about, _where(about, nodes, place), _in_line(facts, now_us))
     found.nodes = nodes
@@ -297,8 +297,9 @@ def _waiting_groups(context: Context, tenant_id: int, facts: JobFacts) -> list[W
     for lane in facts.lanes:
         if facts.job.state is JobState.DISABLED:
             text = "wait: the job is disabled"
-        elif full := [cap for cap in facts.caps if cap.used >= cap.most]:
-            text = f"wait: {full[0].used} of at most {full[0].most} run already"
+        elif full := [cap for cap in facts.caps if cap.full]:
+            cap = full[0]
+            text = f"wait: {cap.used:g} of at most {cap.most:g} {cap.unit} of {cap.words} run already"
         else:
             nodes, place = context.dispatcher.explain(tenant_id, lane.pool, lane.demand)
             text = _lane_text(lane.pool, nodes, place)

@@ -13,6 +13,7 @@ import anyio
 
 from geres.aio import Doorbell
 from geres.errors import StoreUnavailable
+from geres.model import task_tokens
 from geres.model.demand import Demand
 from geres.model.ids import job_of
 from geres.model.tasks import WhyNode
@@ -62,8 +63,10 @@ class Dispatcher:
         reserve_after_seconds: float = 300.0,
         placing: str = "pack",
         fair: bool = True,
+        task_key: bytes = b"",
     ) -> None:
         self._db, self._clock, self._waiters = db, clock, waiters
+        self._task_key = task_key  #: of the tokens of tasks; empty: they get none
         self._tenant_id, self._me, self._hints = tenant_id, me, hints or Hints(me.id)
         self._lease_seconds = lease_seconds
         self.bell = Doorbell()
@@ -130,7 +133,8 @@ class Dispatcher:
         for held, ahead in again:
             self._add_spec(desk, frame, held.spec_id, job_of(held.id))
             assign = self._assign(
-                held.id, held.attempt, held.spec_id, held.lane_id, held.argv, held.item, held
+                *(desk.tenant_id, held.id, held.attempt, held.spec_id, held.lane_id, held.argv, held.item),
+                held,
             )
             assign.ahead = ahead
             assign.gpu_ids = desk.held[held.id, held.attempt].gpu_ids
@@ -254,12 +258,12 @@ class Dispatcher:
         """Let a node take new tasks, or no more."""
         if not desk.leaving and desk.room.accepting is draining:
             desk.room.accepting = not draining
+            if draining:
+                desk.send(Frame(drain=True))  # what waits there comes back
             self.ring_here()
 
     def explain(self, tenant_id: int, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the connected nodes of the pool do not take such a task now, and the first that would."""
-            if draining:
-                desk.send(Frame(drain=True))  # what waits there comes back
         return explaining.explain(self._desks_of(tenant_id), pool, demand)
 
     def full_disks(self, tenant_id: int, pool: str, percent: float) -> list[tuple[str, float]]:
@@ -444,6 +448,7 @@ class Dispatcher:
             frame = frames[placement.node_id] = Frame()
         self._add_spec(desk, frame, candidate.spec_id, job_of(candidate.id))
         assign = self._assign(
+            desk.tenant_id,
             candidate.id,
             attempt,
             candidate.spec_id,
@@ -459,6 +464,7 @@ class Dispatcher:
 
     def _assign(
         self,
+        tenant_id: int,
         task: int,
         attempt: int,
         spec_id: int,
@@ -479,6 +485,7 @@ class Dispatcher:
             job.is_array,
             requeue_count=counts.requeue_count,
             retry_count=counts.retry_count,
+            token=task_tokens.make(self._task_key, tenant_id, task, attempt) if self._task_key else "",
         )
 
     def _add_spec(self, desk: Desk, frame: Frame, spec_id: int, job_id: int) -> None:

@@ -42,6 +42,7 @@ def unfold(tx: Tx, job_id: int, *, now_us: int) -> int:
         "base": task_key(job_id, 0),
         "job_id": job_id,
         "tenant_id": row["tenant_id"],
+        "parent_task_id": row["parent_task_id"],
         "subject": row["submitted_by"],
         "lane_id": row["lane_id"],
         "spec_id": row["spec_id"],

@@ -8,6 +8,7 @@ from geres.errors import NotFound
 from geres.model.callers import Caller
 from geres.model.ids import parse_job
 from geres.model.jobs import DEFAULT_JOB, JobSpec
+from geres.store.below import sees_job
 from geres.store.database import Tx
 from geres.store.sharing import set_cap
 
@@ -24,7 +25,7 @@ def find_job(tx: Tx, caller: Caller, ref: str | None, *, now_us: int) -> int:
     job_id = parse_job(ref)
     if job_id is None:
         job_id = tx.value("find_job_by_name", tenant_id=caller.tenant_id, subject=caller.subject, name=ref)
-    if job_id is None:
+    if job_id is None or not sees_job(tx, caller, int(job_id)):
         raise no_such_job(ref)
     return int(job_id)
 
@@ -73,6 +74,7 @@ def insert_job(
         array_range=array_range,
         array_total=total,
         parent_job_id=None,
+        parent_task_id=caller.task or None if name != DEFAULT_JOB else None,
         now_us=now_us,
     )
     if job_id is not None and spec.max_parallel is not None:

@@ -179,6 +179,8 @@ def list_tasks(tx: Tx, caller: Caller, query: TaskQuery, *, job_id: int | None) 
     where = _conditions(tx, query, states, job_id)
     if caller.task:
         where.add(TASKS_BELOW, root=caller.task)
+    elif caller.private:
+        where.add("t.submitted_by = :viewer", viewer=caller.subject)
     order, mark = _order(query, states)
     matched = _matched(tx, caller, query, where, states, job_id) if query.count else None
     if query.cursor is not None:
@@ -319,7 +321,7 @@ def _matched(
         query.since,
         query.until,
     )
-    if not caller.task and all(other is None for other in others):
+    if not (caller.task or caller.private) and all(other is None for other in others):
         counts = msgspec.structs.asdict(count_states(tx, caller.tenant_id, job_id))
         return sum(counts[state] for state in (states if states is not None else TaskState))
     rows = tx.text(

@@ -51,7 +51,8 @@ SELECT state, priority, spec FROM job WHERE id = :job_id AND tenant_id = :tenant
 -- No row back: the job takes no more tasks.
 UPDATE job SET task_seq = task_seq + :n, task_count = task_count + :n
  WHERE id = :job_id AND tenant_id = :tenant_id AND state IN ('active', 'disabled')
-RETURNING task_seq - :n AS before, priority, spec
+RETURNING task_seq - :n AS before, priority, spec, submitted_by,
+          (SELECT count(*) FROM "limit" q WHERE q.tenant_id = :tenant_id AND q.scope = 'quota') AS quotas
 
 -- name: find_shared
 -- The way to the database costs more than looking up four things at once.
