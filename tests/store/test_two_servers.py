@@ -33,6 +33,7 @@ class Two:
         self._url = url
         self.world = World(open_database(url))
         self.db: Database = open_database(url)
+        self.waited = 0  #: how often the second one had to wait for the first
 
     def at_once(self, one: Callable[[Tx], Any], other: Callable[[Tx], Any]) -> tuple[Any, Any]:
         """What both answer; `other` begins when `one` has not yet committed, and goes as far as it can."""
@@ -52,6 +53,7 @@ class Two:
                         first.result()
                 second = threads.submit(self.db.call, other)
                 self._until(lambda: second.done() or self._someone_waits())
+                self.waited += not second.done()
             finally:
                 commit.set()
             return first.result(_DEADLINE_SECONDS), second.result(_DEADLINE_SECONDS)
@@ -362,6 +364,41 @@ def test_a_node_moves_to_another_server_while_it_gets_work(two: Two) -> None:
     assert stale.acks == []
 
 
+def test_a_turn_holds_no_candidate_while_it_waits_for_a_task_that_it_was_told_of(two: Two) -> None:
+    """Else a cancel of both, which has locked the one and wants the other, would never end."""
+    world = two.world
+    running, queued = world.submit(2)
+    node = world.connect()
+    world.assign(node, 1)
+
+    def cancel_in_two_steps(tx: Tx) -> None:
+        task_actions.cancel(tx, world.ann, [key(running)], now_us=world.now_us)
+
+    def other(tx: Tx) -> turn.Turned:
+        return take_turn(world, node, 4, ended=[(node.node_id, ended(running, 1))])(tx)
+
+    class Waiting(threading.Thread):
+        """The turn, which waits for the task that the cancel has locked."""
+
+        def run(self) -> None:
+            self.done = two.db.call(other)
+
+    waiting = Waiting()
+
+    def cancel_both(tx: Tx) -> int:
+        cancel_in_two_steps(tx)
+        waiting.start()
+        two._until(two._someone_waits)
+        found = tx.rows("queued_tasks_of_lane", lane_id=world.task(queued)["lane_id"], limit=5)
+        return len(found)
+
+    free = world.db.call(cancel_both)
+    waiting.join(_DEADLINE_SECONDS)
+
+    assert free == 1, "the turn has locked it already"
+    assert [state for *_, state in world.results(running.split(".")[0])] == ["succeeded"]
+
+
 def test_leases_are_renewed_while_a_turn_is_under_way(two: Two) -> None:
     world = two.world
     world.submit(4)
@@ -374,4 +411,5 @@ def test_leases_are_renewed_while_a_turn_is_under_way(two: Two) -> None:
     )
 
     assert len(done.assigned) == 4
+    assert two.waited == 0  # a renewal that waits for turns would wait for each of them
     assert sorted(held) == sorted(node.node_id for node in both)

@@ -1,14 +1,14 @@
 """The turn: one transaction for everything that has gathered since the last one.
 
-Locks are taken in the order node, limit, task, dependent, job: check the epochs of the nodes; choose lanes,
-lock their limits, read candidates, let the plan place them, assign; lock the reported tasks and keep the
-reports whose fence holds; last, number the results and write the ends.
+Locks are taken in an order in which nobody waits for another in a circle: the nodes that have reported,
+whose epochs are checked, and the tasks that they report of; then limits and candidates, for which it never
+waits, and the nodes that get them; dependents; last the jobs, where results are numbered, and lanes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -89,6 +89,7 @@ class Gathered:
 
     epochs: dict[int, int] = field(default_factory=dict)  #: node id: epoch, of all nodes concerned
     pools: list[int] = field(default_factory=list)  #: to dispatch for; empty: reports only
+    lanes: Set[int] | None = None  #: only these, one task at most of each; None: all
     started: list[tuple[int, int, int, int]] = field(default_factory=list)  #: task, attempt, node, started_us
     asked: list[tuple[int, int, int, str]] = field(
         default_factory=list
@@ -124,15 +125,17 @@ def turn(
 ) -> Turned:
     """Take one turn.  Doing it again after an unknown outcome is harmless: every write is fenced."""
     done = Turned()
-    held = _check_epochs(tx, work, done)
+    held, locked = _lock_reported(tx, work, done)
     empty: list[int] = []
-    capped = [_dispatch(tx, pool_id, planner, held, done, empty, now_us) for pool_id in work.pools]
+    capped = [_dispatch(tx, pool_id, planner, work, done, empty, now_us) for pool_id in work.pools]
     _load_specs(tx, done, known_specs)
     begun = _start(tx, work, held, done, now_us) if work.started else []
     if work.asked:
-        _answer(tx, [row for row in work.asked if row[2] in held], done, now_us)
+        over = {(report.task, report.attempt) for _, report in work.ended}
+        asked = [row for row in work.asked if row[2] in held and (row[0], row[1]) not in over]
+        _answer(tx, asked, done, now_us)
     if work.ended:
-        _end(tx, [(node, report) for node, report in work.ended if node in held], done, now_us)
+        _end(tx, [(node, report) for node, report in work.ended if node in held], locked, done, now_us)
         # Tasks that ended counted against their limits until now.
         done.more = done.more or (any(capped) and bool(done.accepted))
     # Jobs after all tasks, lanes after the jobs: a submit holds its job when it wants its lane.
@@ -143,13 +146,31 @@ def turn(
     return done
 
 
-def _check_epochs(tx: Tx, work: Gathered, done: Turned) -> set[int]:
-    """The nodes still connected here.  Reports of the others are not acknowledged: they come again."""
-    if not work.epochs:
-        return set()
-    rows = dict(tx.rows("lock_nodes", node_ids=sorted(work.epochs)))
-    held = {node for node, epoch in work.epochs.items() if rows.get(node) == epoch}
-    done.stale_nodes = [node for node in work.epochs if node not in held]
+def _lock_reported(tx: Tx, work: Gathered, done: Turned) -> tuple[set[int], dict[int, LockedTask]]:
+    """The nodes that report and are still connected here, and the tasks that they report of, by id.
+
+    Before the candidates: with those in hand a turn must not wait for a task that somebody else has, who may
+    wait for one of them.
+    """
+    nodes = (
+        {row[2] for row in work.started} | {row[2] for row in work.asked} | {node for node, _ in work.ended}
+    )
+    if not nodes:
+        return set(), {}
+    held = _check_epochs(tx, {node: work.epochs[node] for node in nodes if node in work.epochs}, done)
+    ids = {row[0] for row in (*work.started, *work.asked)} | {report.task for _, report in work.ended}
+    rows = tx.rows("lock_reported_tasks", task_ids=sorted(ids)) if held else []
+    return held, {row[0]: LockedTask(*row) for row in rows}
+
+
+def _check_epochs(tx: Tx, epochs: Mapping[int, int], done: Turned) -> set[int]:
+    """Those of the nodes that are still connected here; they stay so until the turn is over.
+
+    Reports of the others are not acknowledged: they come again.
+    """
+    rows = dict(tx.rows("lock_nodes", node_ids=sorted(epochs)))
+    held = {node for node, epoch in epochs.items() if rows.get(node) == epoch}
+    done.stale_nodes += [node for node in epochs if node not in held and node not in done.stale_nodes]
     return held
 
 
@@ -157,7 +178,7 @@ def _dispatch(
     tx: Tx,
     pool_id: int,
     planner: Planner,
-    held: set[int],
+    work: Gathered,
     done: Turned,
     empty: list[int],
     now_us: int,
@@ -165,7 +186,7 @@ def _dispatch(
     """Assign what starts now; lanes with nothing queued join `empty`.  True where limits decided about it."""
     left_out = sorted(planner.hopeless(pool_id))
     rows = tx.rows("active_lanes", pool_id=pool_id, left_out=left_out, limit=MOST_LANES)
-    lanes = [Lane(*row) for row in rows]
+    lanes = [Lane(*row) for row in rows if work.lanes is None or row[0] in work.lanes]
     if not lanes:
         return False
     wanted = planner.caps_of(lanes)
@@ -180,6 +201,7 @@ def _dispatch(
         lane = lane_of[lane_id]
         if _in_front_of(lane, in_front) >= most:
             continue
+        most = most if work.lanes is None else 1
         rows = tx.rows("queued_tasks_of_lane", lane_id=lane_id, limit=most)
         found = [Candidate._make((*row, lane_id)) for row in rows]
         candidates += found
@@ -189,7 +211,7 @@ def _dispatch(
         if not rows:
             empty.append(lane_id)
     done.more = done.more or (bool(empty) and len(lanes) == MOST_LANES)  # these hide the lanes behind them
-    placements = [p for p in planner.place(candidates) if p.node_id in held] if candidates else []
+    placements = _held(tx, planner.place(candidates), work, done) if candidates else []
     done.waiting = done.waiting or read_out < len(lanes) or len(placements) < len(candidates)
     if placements:
         rows = tx.rows(
@@ -198,6 +220,14 @@ def _dispatch(
         attempts = dict(rows)
         done.assigned += [(p, attempts[p.candidate.id]) for p in placements if p.candidate.id in attempts]
     return bool(caps)
+
+
+def _held(tx: Tx, placements: list[Placement], work: Gathered, done: Turned) -> list[Placement]:
+    """The placements on nodes that are still connected here; what the others were to get stays queued."""
+    epochs = {p.node_id: work.epochs[p.node_id] for p in placements if p.node_id in work.epochs}
+    held = _check_epochs(tx, epochs, done) if epochs else set()
+    done.more = done.more or len(held) < len(epochs)
+    return [p for p in placements if p.node_id in held]
 
 
 def _in_front_of(lane: Lane, read: Counter[tuple[int, int]]) -> int:
@@ -288,12 +318,13 @@ class LockedTask(NamedTuple):
     message: str | None
 
 
-def _end(tx: Tx, reports: list[tuple[int, Ended]], done: Turned, now_us: int) -> None:
+def _end(
+    tx: Tx, reports: list[tuple[int, Ended]], tasks: dict[int, LockedTask], done: Turned, now_us: int
+) -> None:
+    """`tasks` are the locked tasks of the reports, by id."""
     done.acks += [(node, (report.task, report.attempt)) for node, report in reports]
     if not reports:
         return
-    ids = sorted({report.task for _, report in reports})
-    tasks = {row[0]: LockedTask(*row) for row in tx.rows("lock_reported_tasks", task_ids=ids)}
     accepted: list[tuple[int, Ended, LockedTask]] = []
     for node, report in reports:
         task = tasks.get(report.task)

@@ -1,6 +1,7 @@
 -- name: lock_nodes
+-- Who raises an epoch locks FOR UPDATE, and so waits; who renews a lease does not.
 SELECT id, epoch FROM node WHERE id IN ids(:node_ids) ORDER BY id
-/* for share */
+/* for key share */
 
 -- name: active_lanes
 SELECT lane.id, lane.priority, lane.submitted_by, lane.class_id, resource_class.body AS demand,
