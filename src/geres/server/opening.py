@@ -74,7 +74,9 @@ def check_file(url: str) -> None:
 
 def _migrated(opened: Opened, now_us: int) -> Opened:
     try:
-        opened.db.call(migrate.migrate, now_us=now_us)
+        applied = opened.db.call(migrate.migrate, now_us=now_us)
+        if applied and applied[0] != migrate.migrations()[0].name:  # not where it was empty
+            opened.db.call(migrate.end_older_connections)
         for sentence in opened.db.call(unreadable.set_aside, now_us=now_us):
             log.error("%s", sentence)
     except BaseException:

@@ -3,7 +3,8 @@
 A migration is one text for both databases (types are translated), or two.  `NNNN.name.sql` is applied at
 once, while servers with older code may be at work: it only adds, with defaults.  `NNNN.name.after.sql` is for
 what older code would stumble over (dropping, tightening) and is applied when no server with older code is
-there.  An applied file that was edited since is refused, and so is a database that a newer program has migrated.
+there.  An applied file that was edited since is refused, and so is a database that a newer program has
+migrated.
 """
 
 from __future__ import annotations
@@ -96,6 +97,22 @@ def finish(
         elif one.after and one.number not in applied:
             waits = True
     return names, waits
+
+
+def end_older_connections(tx: Tx) -> int:
+    """Have other servers connect again after a migration; their number of connections.
+
+    On PostgreSQL a statement that selects all columns and was prepared before one was added fails for ever
+    (`cached plan must not change result type`).  What is being done at this moment is done again.
+    """
+    if tx.dialect != "postgres":
+        return 0
+    ended = tx.raw(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND usename = current_user AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        " AND application_name IN ('', 'geres')"  # not what dumps it, and not a person's psql
+    )
+    return len(ended)
 
 
 def _applied(tx: Tx, table: str) -> dict[int, str]:

@@ -115,18 +115,23 @@ class PostgresDatabase(Database):
         )
 
     def call(self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        for left in reversed(range(_TRIES)):
-            try:
-                with _outages(), self._writers.connection() as connection, connection.transaction():
-                    return function(PostgresTx(connection), *args, **kwargs)
-            except _InTheWay:
-                if not left:
-                    raise
-        raise AssertionError("unreachable")
+        def once() -> T:
+            with (
+                _outages(),
+                self._writers.connection() as connection,
+                _useful_plans(connection),
+                connection.transaction(),
+            ):
+                return function(PostgresTx(connection), *args, **kwargs)
+
+        return _tried(once)
 
     def _read(self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        with _outages(), self._readers.connection() as connection:
-            return function(PostgresTx(connection), *args, **kwargs)
+        def once() -> T:
+            with _outages(), self._readers.connection() as connection, _useful_plans(connection):
+                return function(PostgresTx(connection), *args, **kwargs)
+
+        return _tried(once)
 
     async def run(self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         with anyio.CancelScope(shield=True):
@@ -156,6 +161,35 @@ class PostgresDatabase(Database):
 
 class _InTheWay(StoreUnavailable):
     pass
+
+
+class _UselessPlan(StoreUnavailable):
+    pass
+
+
+def _tried(once: Callable[[], T]) -> T:
+    left = _TRIES
+    while True:
+        try:
+            return once()
+        except _UselessPlan:
+            continue  # its connection is closed; there are not many that are older than the migration
+        except _InTheWay:
+            left -= 1
+            if not left:
+                raise
+
+
+@contextmanager
+def _useful_plans(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Give a connection up whose prepared statements the migration of a newer server has made useless."""
+    try:
+        yield
+    except psycopg.errors.FeatureNotSupported as error:
+        if "cached plan" not in str(error):
+            raise
+        connection.close()
+        raise _UselessPlan("the schema was changed meanwhile") from error
 
 
 def _pool(url: str, connections: int, **settings: Any) -> ConnectionPool:
