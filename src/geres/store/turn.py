@@ -89,12 +89,12 @@ class Gathered:
 
     epochs: dict[int, int] = field(default_factory=dict)  #: node id: epoch, of all nodes concerned
     pools: list[int] = field(default_factory=list)  #: to dispatch for; empty: reports only
-    lanes: Set[int] | None = None  #: only these, one task at most of each; None: all
     started: list[tuple[int, int, int, int]] = field(default_factory=list)  #: task, attempt, node, started_us
     asked: list[tuple[int, int, int, str]] = field(
         default_factory=list
     )  #: task, attempt, node, new state or ""
     ended: list[tuple[int, Ended]] = field(default_factory=list)  #: node, report
+    lanes: Set[int] | None = None  #: dispatch only these, one task at most of each; None: all
 
 
 @dataclass
