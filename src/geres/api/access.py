@@ -27,13 +27,14 @@ RULES: dict[tuple[str, str], Roles] = {
     ("GET", "/v1/whoami"): READERS | _TASKS,
     ("GET", "/v1/summary"): READERS,
     ("GET", "/v1/servers"): READERS,
-    ("GET", "/v1/nodes"): READERS,
+    ("GET", "/v1/nodes"): READERS | _TASKS,  # a submit asks where its directory is seen
     ("GET", "/v1/nodes/{name}"): READERS,
     ("GET", "/v1/nodes/{name}/logs"): OPERATORS,  # they tell of everybody's tasks
     ("POST", "/v1/nodes:drain"): OPERATORS,
     ("POST", "/v1/nodes:undrain"): OPERATORS,
     ("POST", "/v1/nodes:remove"): OPERATORS,
     ("POST", "/v1/nodes:reboot"): OPERATORS,
+    ("GET", "/v1/debug/state"): ADMINS,
     ("GET", "/v1/doctor"): ADMINS,  # it looks at all tenants
     ("GET", "/metrics"): READERS,
     # tasks
@@ -69,6 +70,8 @@ RULES: dict[tuple[str, str], Roles] = {
     ("POST", "/v1/tenants"): ADMINS,
     ("POST", "/v1/tenants/{name}/disable"): ADMINS,
     ("POST", "/v1/tenants/{name}/enable"): ADMINS,
+    ("GET", "/v1/quotas"): READERS,
+    ("PUT", "/v1/quotas"): OPERATORS,
     ("GET", "/v1/users"): READERS,
     ("POST", "/v1/users"): OPERATORS,
     ("PATCH", "/v1/users/{name}"): OPERATORS,
