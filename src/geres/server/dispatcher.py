@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import anyio
+import msgspec
 
 from geres.aio import Doorbell
 from geres.errors import StoreUnavailable
 from geres.model import task_tokens
 from geres.model.demand import Demand
-from geres.model.ids import job_of
+from geres.model.ids import job_of, show_task
+from geres.model.states import Reason
 from geres.model.tasks import WhyNode
 from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Heartbeat, Hello, Spec, Stream, Welcome
 from geres.scheduling import credit
@@ -23,6 +25,7 @@ from geres.scheduling.rooms import empty_room
 from geres.server import explaining, logs
 from geres.server.arriving import take_in
 from geres.server.desk import Desk
+from geres.server.faults import Faults
 from geres.server.frames import argv_of, ask_action, ask_signal, facts_of, only_attempts, with_own_blobs
 from geres.server.hints import Hints
 from geres.server.known import Known
@@ -39,6 +42,10 @@ _MOST_REPORTS = 4000  #: taken into one turn; the rest waits for the next
 _MOST_MEANS = 20_000  #: lanes whose mean run time is kept
 _SEND_AWAY_SECONDS = 2.0  #: at the end of this server, all nodes within so long
 _QUIET_SECONDS = 2.0  #: without traffic before a checksum is compared
+
+
+#: What is raised for what stands in the store of a single task.
+_UNREADABLE = (ValueError, TypeError, msgspec.MsgspecError)
 
 
 class Waiters(Protocol):
@@ -83,6 +90,7 @@ class Dispatcher:
         )
         self.ask_bell = Doorbell()
         self.asked_nodes: set[int] = set()  #: of which something was asked since they were last told
+        self._faults = Faults(db, clock, self._take, self._apply, self.planner.leave_out)
         self._due = True  #: something may have become startable since the last turn
         self._waiting = True  #: the last turn that dispatched left tasks queued
         self._looked_at = 0.0
@@ -131,11 +139,24 @@ class Dispatcher:
         resent = {held.spec_id: answer.specs[held.spec_id] for held, _ in again}
         await self._known.load({job_of(held.id) for held, _ in again}, resent.keys(), resent)
         for held, ahead in again:
-            self._add_spec(desk, frame, held.spec_id, job_of(held.id))
-            assign = self._assign(
-                *(desk.tenant_id, held.id, held.attempt, held.spec_id, held.lane_id, held.argv, held.item),
-                held,
-            )
+            try:
+                self._add_spec(desk, frame, held.spec_id, job_of(held.id))
+                assign = self._assign(
+                    *(
+                        desk.tenant_id,
+                        held.id,
+                        held.attempt,
+                        held.spec_id,
+                        held.lane_id,
+                        held.argv,
+                        held.item,
+                    ),
+                    held,
+                )
+            except _UNREADABLE as error:
+                desk.remove((held.id, held.attempt))
+                self._give_up(desk.node_id, (held.id, held.attempt), error)
+                continue
             assign.ahead = ahead
             assign.gpu_ids = desk.held[held.id, held.attempt].gpu_ids
             assign.submitted_by = held.submitted_by
@@ -296,6 +317,14 @@ class Dispatcher:
         else:
             self._known.jobs.pop(job_id, None)
 
+    def queue_lengths(self) -> dict[str, int]:
+        """What waits for the next turn."""
+        return {
+            "ends": len(self._ended),
+            "starts": len(self._started),
+            "answers": len(self._asked_done),
+        }
+
     # loops
 
     async def step(self) -> bool:
@@ -311,21 +340,14 @@ class Dispatcher:
         if not (work.ended or work.started or work.asked or work.pools):
             return False
         try:
-            done = await self._db.run_as(
-                Order.TURN,
-                turn,
-                work,
-                self.planner,
-                now_us=self.planner.now_us,
-                known_specs=self._known.specs.keys(),
-            )
+            done = await self._take(work)
         except StoreUnavailable:
             self._unsure = True
             self._put_back(work)
             raise
         except Exception:
-            log.exception("a turn failed; looking for the report that it cannot digest")
-            await self._halve(work)
+            log.exception("a turn failed; looking for what it cannot digest")
+            await self._take_apart(work)
             return True
         if work.pools:
             self._waiting = done.waiting
@@ -358,33 +380,25 @@ class Dispatcher:
         self._ended = work.ended + self._ended
         self._due = True
 
-    async def _halve(self, work: Gathered) -> None:
-        """Find the report that the store cannot digest: halve the work down to one, which is set aside."""
+    async def _take(self, work: Gathered) -> Turned:
+        return await self._db.run_as(
+            Order.TURN,
+            turn,
+            work,
+            self.planner,
+            now_us=self.planner.now_us,
+            known_specs=self._known.specs.keys(),
+        )
+
+    async def _take_apart(self, work: Gathered) -> None:
+        """Do what a failed turn was to do without what it cannot digest."""
         self._started += work.started
         self._asked_done += work.asked
         self._due = True
-        parts = [work.ended] if work.ended else []
-        while parts:
-            part = parts.pop()
-            now_us = self._clock()
-            alone = Gathered(work.epochs, ended=part)
-            try:
-                done = await self._db.run(turn, alone, self.planner, now_us=now_us)
-            except StoreUnavailable:
-                self._ended = part + [row for rest in parts for row in rest] + self._ended
-                raise
-            except Exception as error:
-                if len(part) > 1:
-                    parts += [part[: len(part) // 2], part[len(part) // 2 :]]
-                    continue
-                node_id, report = part[0]
-                log.exception("report of task %d set aside", report.task)
-                done = await self._db.run(
-                    dispatching.set_aside, node_id, report, error=repr(error), now_us=now_us
-                )
-            await self._apply(alone, done)
-        if not work.ended:
-            raise RuntimeError("a turn without reports failed; see the log above")
+        if left := await self._faults.reports(work):
+            self._ended = left + self._ended
+        elif work.pools:
+            await self._faults.queued(work)
 
     async def _apply(self, work: Gathered, done: Turned) -> None:
         now_us = self._clock()
@@ -400,7 +414,10 @@ class Dispatcher:
             self._unsure = True  # what is stored is acknowledged all the same
             done.assigned = []
         for placement, attempt in done.assigned:
-            self._send_to(frames, placement, attempt, work.epochs)
+            try:
+                self._send_to(frames, placement, attempt, work.epochs)
+            except _UNREADABLE as error:
+                self._give_up(placement.node_id, (placement.candidate.id, attempt), error)
         acked: dict[int, list[AttemptKey]] = {}
         for node_id, key in done.acks:
             acked.setdefault(node_id, []).append(key)
@@ -416,6 +433,16 @@ class Dispatcher:
                 desk.busy_at = now
                 desk.send(frame)
         self.after(done, now_us)
+
+    def _give_up(self, node_id: int, key: AttemptKey, error: Exception) -> None:
+        """Fail an attempt that no node can be told of, for what stands in the store of it: as if it had."""
+        task, attempt = key
+        log.error("task %s cannot be read: %s", show_task(task), error, extra={"event": "task_unreadable"})
+        if desk := self.desks.get(node_id):
+            self._due = desk.remove(key) or self._due
+        text = f"what is stored of it cannot be read: {error}"
+        self._ended.append((node_id, Ended(task, attempt, "failed", Reason.INTERNAL, text[:1000])))
+        self.bell.ring()
 
     def after(self, done: Turned, now_us: int) -> None:
         """Tell those who wait, and the log."""
@@ -489,6 +516,8 @@ class Dispatcher:
         )
 
     def _add_spec(self, desk: Desk, frame: Frame, spec_id: int, job_id: int) -> None:
+        if spec_id in self._known.unreadable:
+            raise ValueError(self._known.unreadable[spec_id])
         if spec_id not in desk.specs:
             desk.specs.add(spec_id)
             frame.specs.append(Spec(spec_id, self._known.specs[spec_id], self._known.jobs[job_id].meta))

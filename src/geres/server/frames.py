@@ -8,12 +8,14 @@ from geres.blobs.folder import output_key
 from geres.model.wire import Ended, Frame, Hello
 from geres.scheduling.rooms import Facts
 
+_decode_argv = msgspec.json.Decoder(list[str] | str).decode
+
 
 def argv_of(text: str | None) -> list[str] | None:
-    """A list is an argv, a string a shell line."""
+    """A list is an argv, a string a shell line.  Raises msgspec.MsgspecError for what is neither."""
     if text is None:
         return None
-    words: list[str] | str = msgspec.json.decode(text)
+    words = _decode_argv(text)
     return words if isinstance(words, list) else ["/bin/sh", "-c", words]
 
 

@@ -21,16 +21,18 @@ class Known:
     def __init__(self, db: Database) -> None:
         self._db = db
         self.specs: dict[int, KnownSpec] = {}
+        self.unreadable: dict[int, str] = {}  #: specifications that cannot be decoded, and why
         self.jobs: dict[int, JobFacts] = {}
 
     async def load(self, job_ids: Set[int], spec_ids: Set[int], bodies: Mapping[int, str]) -> None:
         """Have these jobs and specifications; `bodies` are specifications that were read already.
 
-        Raises StoreUnavailable.
+        Those that cannot be decoded are in `unreadable` instead.  Raises StoreUnavailable.
         """
         self._decode(bodies)
         while True:  # what is here may be forgotten while the rest is read
-            jobs, specs = sorted(job_ids - self.jobs.keys()), sorted(spec_ids - self.specs.keys())
+            jobs = sorted(job_ids - self.jobs.keys())
+            specs = sorted(spec_ids - self.specs.keys() - self.unreadable.keys())
             if not jobs and not specs:
                 break
             if jobs:
@@ -43,7 +45,10 @@ class Known:
 
     def _decode(self, bodies: Mapping[int, str]) -> None:
         for spec_id, body in bodies.items():
-            self.specs[spec_id] = msgspec.json.decode(body, type=KnownSpec)
+            try:
+                self.specs[spec_id] = msgspec.json.decode(body, type=KnownSpec)
+            except msgspec.MsgspecError as error:
+                self.unreadable[spec_id] = str(error)
 
 
 def _trim(known: dict[int, Any], needed: Set[int]) -> None:

@@ -47,6 +47,7 @@ class TurnPlanner:
         self.now_us = 0
         self._pool_id = 0
         self._hopeless: dict[int, set[int]] = defaultdict(set)
+        self._left_out: dict[int, set[int]] = defaultdict(set)
         self.demands: dict[int, Demand] = {}  #: by lane, of the last turns
         self.submitters: dict[int, str] = {}
 
@@ -55,7 +56,11 @@ class TurnPlanner:
 
         Were they looked at in every turn, some hundred of them would hide all lanes behind them.
         """
-        return self._hopeless[pool_id]
+        return self._hopeless[pool_id] | self._left_out[pool_id]
+
+    def leave_out(self, pool_id: int, lane_id: int) -> None:
+        """Look at a lane no more, until this server starts again: turns fail by it."""
+        self._left_out[pool_id].add(lane_id)
 
     def node_came(self, pool_id: int) -> None:
         """A node that could serve what none could before."""

@@ -7,10 +7,12 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from geres.model.states import Reason
+from geres.model.ids import show_task
+from geres.model.states import Reason, TaskState
 from geres.model.wire import Ended
 from geres.store.database import Tx, batch
-from geres.store.turn import Gathered, Planner, Turned, turn
+from geres.store.ends import End, record
+from geres.store.turn import MOST_LANES, Gathered, Planner, Turned, turn
 
 
 class JobFacts(NamedTuple):
@@ -100,6 +102,43 @@ def set_aside(tx: Tx, node_id: int, report: Ended, *, error: str, now_us: int) -
     if rows:
         done = turn(tx, Gathered(rows, ended=[(node_id, plain)]), _NOTHING, now_us=now_us)
     return done
+
+
+def active_lanes(tx: Tx, pool_ids: Sequence[int]) -> list[tuple[int, int]]:
+    """(pool, lane) of the lanes that may have queued tasks, in the order in which a turn looks at them."""
+    found: list[tuple[int, int]] = []
+    for pool_id in pool_ids:
+        rows = tx.rows("active_lanes", pool_id=pool_id, left_out=[], limit=MOST_LANES)
+        found += [(pool_id, row[0]) for row in rows]
+    return found
+
+
+def set_task_aside(tx: Tx, lane_id: int, *, error: str, now_us: int) -> Turned | None:
+    """Put the first queued task of a lane into the quarantine, and fail it with `internal`; None: none there."""
+    rows = tx.rows("queued_tasks_of_lane", lane_id=lane_id, limit=1)
+    if not rows:
+        return None
+    [row] = tx.all("lock_children", task_ids=[rows[0][0]])
+    end = End(
+        row["id"],
+        0,
+        row["round"],
+        TaskState.FAILED,
+        Reason.INTERNAL,
+        "it could not be dispatched; see `geres doctor`",
+        ended_at=now_us,
+        is_parent=bool(row["is_parent"]),
+    )
+    tx.run(
+        "quarantine",
+        now_us=now_us,
+        kind="task",
+        key=show_task(row["id"]),
+        body=msgspec.json.encode(rows[0]).decode(),
+        error=error[:2000],
+    )
+    ended = record(tx, [end], now_us=now_us)
+    return Turned(task_ids=ended.task_ids, jobs=ended.jobs, more=True)
 
 
 class _Nothing:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -376,7 +377,11 @@ def settle(tx: Tx, accepted: list[tuple[int, Ended, Any]], done: Turned, now_us:
 def _specs_of_failures(tx: Tx, accepted: list[tuple[int, Ended, Any]]) -> dict[int, TaskSpec]:
     ids = sorted({task.spec_id for _, report, task in accepted if report.outcome == "failed"})
     rows = tx.rows("specs_by_id", spec_ids=ids) if ids else []
-    return {spec_id: msgspec.json.decode(body, type=KnownSpec) for spec_id, body in rows}
+    found = {}
+    for spec_id, body in rows:
+        with suppress(msgspec.MsgspecError):  # a task that cannot be read is not tried again
+            found[spec_id] = msgspec.json.decode(body, type=KnownSpec)
+    return found
 
 
 def _on_lost(tx: Tx, accepted: list[tuple[int, Ended, Any]]) -> dict[int, str]:
