@@ -22,10 +22,8 @@ def test_every_route_of_the_document_is_in_the_table(api: Api) -> None:
     routes = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
 
     assert routes <= set(access.RULES)
-    unseen = {path for _, path in set(access.RULES) - routes}
-    assert unseen == {path for path in unseen if "/agents" in path or path.endswith("/attach")} | {
-        "/openapi.json"
-    }
+    for method, path in set(access.RULES) - routes:
+        assert method == "WEBSOCKET" or path == "/openapi.json" or path.startswith("/v1/agents/"), path
 
 
 def test_a_route_that_is_not_in_the_table_is_not_there(monkeypatch: pytest.MonkeyPatch, api: Api) -> None:
@@ -64,7 +62,7 @@ def test_a_path_has_the_roles_of_its_route(method: str, path: str, roles: access
         ("viewer", "GET", "/v1/jobs/7", None),
         ("viewer", "POST", "/v1/jobs", 403),
         ("node", "GET", "/v1/tasks", 403),
-        ("task", "GET", "/v1/nodes", 403),
+        ("task", "GET", "/v1/summary", 403),
         ("operator", "GET", "/v1/doctor", 403),
         ("admin", "GET", "/v1/nothing", 404),
         ("admin", "DELETE", "/v1/tasks", 405),

@@ -22,10 +22,11 @@ from geres.api.streams import Frame, Socket, accept
 from geres.api.waiting import no_task_id
 from geres.errors import Denied, GeresError, Invalid, StoreUnavailable
 from geres.model.callers import Caller
-from geres.model.ids import parse_task
+from geres.model.ids import parse_task, show_task
 from geres.model.states import TaskState
 from geres.model.tasks import TaskDetail
-from geres.store import tasks
+from geres.store import audit, tasks
+from geres.store.database import Tx
 
 log = logging.getLogger("geres.attach")
 
@@ -48,10 +49,19 @@ class _Attachment:
     """One client at one task."""
 
     def __init__(
-        self, context: Context, streams: Streams, caller: Caller, key: int, query: AttachQuery, client: Socket
+        self,
+        context: Context,
+        streams: Streams,
+        caller: Caller,
+        key: int,
+        query: AttachQuery,
+        client: Socket,
+        *,
+        may_write: bool,
     ) -> None:
         self._context, self._streams, self._caller, self._key = context, streams, caller, key
-        self._query, self._client = query, client
+        self._query, self._client, self._may_write = query, client, may_write
+        self._noted_input = False
         self._seen = {"o": query.out, "e": query.err}
         self._state: str | None = None
         self._attempt: int | None = None
@@ -67,14 +77,24 @@ class _Attachment:
     async def _read_client(self, scope: anyio.CancelScope) -> None:
         """Pass on what the client sends; one frame waits here while no stream is open."""
         while (frame := await self._client.read()) is not None:
-            if not _is_input(frame):
+            if not _is_input(frame) or not self._may_write:
                 continue
+            await self._note(frame)
             while True:
                 agent = self._agent
                 if agent is not None and await agent.write(frame):
                     break
                 await self._opened.wait()
         scope.cancel()
+
+    async def _note(self, frame: Frame) -> None:
+        """The audit log has each signal, and once that there was input."""
+        if frame[0] == "eof" or (frame[0] == "i" and self._noted_input):
+            return
+        self._noted_input = self._noted_input or frame[0] == "i"
+        action, facts = ("task.input", {}) if frame[0] == "i" else ("task.signal", {"signal": frame[1][:20]})
+        context = self._context
+        await context.db.run(_audit, self._caller, action, show_task(self._key), context.clock(), facts)
 
     async def _follow(self) -> None:
         """Until the task has ended for good, or the client is gone."""
@@ -188,6 +208,10 @@ class _Attachment:
                 yield [kind, piece]
 
 
+def _audit(tx: Tx, caller: Caller, action: str, target: str, now_us: int, facts: dict[str, str]) -> None:
+    audit.write(tx, caller, action, target, now_us=now_us, **facts)
+
+
 def _is_input(frame: Frame) -> bool:
     match frame:
         case ["i", bytes()] | ["eof"] | ["sig", str()]:
@@ -214,14 +238,15 @@ def route(streams: Streams) -> WebSocketRoute:
         key = parse_task(key_text)
         if key is None:
             raise no_task_id(key_text)
-        if query.stdin and caller.role == "viewer":
-            raise Denied("a viewer may not write to a task")
-        await context.db.read(tasks.place, caller, key)
+        place = await context.db.read(tasks.place, caller, key)
+        if query.stdin and not place.may_change:
+            raise Denied(f"you may see what {key_text} writes, but not write to it", id=key_text)
         if not await accept(receive, send):
             return
         client = Socket(receive, send)
         try:
-            await _Attachment(context, streams, caller, key, query, client).run()
+            attachment = _Attachment(context, streams, caller, key, query, client, may_write=place.may_change)
+            await attachment.run()
         except StoreUnavailable:
             await client.write(["lost"])
             await client.close(1013)

@@ -210,6 +210,8 @@ async def put_output(
     if not 0 < task < 1 << 63:
         raise no_task_id(str(task))
     place = await request.context.db.read(tasks.place, request.caller, task)
+    if request.caller.node not in ("", place.node):
+        raise tasks.no_task(task)
     if place.attempt != attempt or not place.state.on_node:
         raise StaleAttempt(f"attempt {attempt} of task {show_task(task)} is over", attempt=attempt)
     key = output_key(task, attempt, stream)

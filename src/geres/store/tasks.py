@@ -38,6 +38,7 @@ class Place(NamedTuple):
     node_id: int | None
     node: str | None
     server_id: int | None  #: the server that its node is connected to
+    may_change: bool = False  #: whether the caller may act on it
 
 
 def get(tx: Tx, caller: Caller, key: int) -> TaskDetail:
@@ -61,7 +62,10 @@ def place(tx: Tx, caller: Caller, key: int) -> Place:
     row = tx.one("task_place", task_id=key, tenant_id=caller.tenant_id)
     if row is None or key not in reached(tx, caller, [key]):
         raise no_task(key)
-    return Place(TaskState(row["state"]), row["attempt"], row["node_id"], row["node"], row["server_id"])
+    return Place(
+        *(TaskState(row["state"]), row["attempt"], row["node_id"], row["node"], row["server_id"]),
+        may_change=may_change(caller, row),
+    )
 
 
 def kept_output(tx: Tx, key: int, stream: str, attempt: int | None) -> Kept | None:
