@@ -11,7 +11,7 @@ import anyio
 from geres.errors import StoreUnavailable
 
 log = logging.getLogger("geres.loop")
-_LONGEST_PAUSE_SECONDS = 10.0
+_LONGEST_PAUSE_SECONDS = 2.0
 
 
 class Doorbell:

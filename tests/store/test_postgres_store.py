@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+import psycopg
 import pytest
 
 from geres.errors import StoreUnavailable
@@ -83,3 +84,41 @@ def test_connections_that_a_restart_broke_are_not_lent_again():
             db.close()
     finally:
         server.stop()
+
+
+def test_what_was_cut_off_before_its_commit_is_done_again_and_nobody_hears_of_it(two_rows: Database):
+    tries: list[int] = []
+
+    def work(tx: Tx) -> None:
+        _add(tx, 1)
+        tries.append(1)
+        if len(tries) == 1:
+            _cut_off(tx)
+        _add(tx, 2)
+
+    two_rows.call(work)
+    assert len(tries) == 2
+    assert two_rows.call(lambda tx: tx.raw("SELECT n FROM t ORDER BY id")) == [(1,), (1,)]
+
+
+def test_what_was_cut_off_at_its_commit_is_not_done_twice(two_rows: Database):
+    """Whether it was done nobody can say; a caller who may repeat it does so with a key."""
+    tries: list[int] = []
+
+    def work(tx: Tx) -> None:
+        tries.append(1)
+        _add(tx, 1)
+        _cut_off(tx)
+
+    with pytest.raises(StoreUnavailable):
+        two_rows.call(work)
+    assert len(tries) == 1
+
+
+def _cut_off(tx: Tx) -> None:
+    """The server ends this session, as it does when it stops."""
+    [(pid,)] = tx.raw("SELECT pg_backend_pid()")
+    with psycopg.connect(tx._connection.info.dsn, autocommit=True) as admin:  # type: ignore[attr-defined]
+        admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+        while admin.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone():
+            pass

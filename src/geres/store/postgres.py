@@ -8,6 +8,7 @@ index that is meant for it; and a connection is asked whether it lives only wher
 from __future__ import annotations
 
 import select
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -33,6 +34,8 @@ _READ_MS = 5000
 _LOAN_SECONDS = 4.0  #: as many ask for a connection as there are: to wait for one is to wait for the server
 _RECONNECT_SECONDS = 1.0  #: the pool would wait twice as long each time; who needs a connection asks again
 _TRIES = 4
+_AWAY_SECONDS = 4.0  #: what had not come to its commit is done again when the database is back so soon
+_AGAIN_SECONDS = 0.1
 _SCHEMA_LOCK = 4470_4470
 _FEW = 4  #: up to so many rows an INSERT for each is quicker than COPY
 _ALL = "-c plan_cache_mode=force_generic_plan"
@@ -116,13 +119,21 @@ class PostgresDatabase(Database):
 
     def call(self, function: Callable[Concatenate[Tx, P], T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         def once() -> T:
-            with (
-                _outages(),
-                self._writers.connection() as connection,
-                _useful_plans(connection),
-                connection.transaction(),
-            ):
-                return function(PostgresTx(connection), *args, **kwargs)
+            committing = False
+            try:
+                with (
+                    _outages(),
+                    self._writers.connection() as connection,
+                    _useful_plans(connection),
+                    connection.transaction(),
+                ):
+                    result = function(PostgresTx(connection), *args, **kwargs)
+                    committing = True
+                return result
+            except _Away as error:
+                if committing:  # it may have been done, and not everything may be done twice
+                    raise StoreUnavailable(str(error)) from error
+                raise
 
         return _tried(once)
 
@@ -163,15 +174,23 @@ class _InTheWay(StoreUnavailable):
     pass
 
 
+class _Away(StoreUnavailable):
+    """The database went away in the middle."""
+
+
 class _UselessPlan(StoreUnavailable):
     pass
 
 
 def _tried(once: Callable[[], T]) -> T:
-    left = _TRIES
+    left, until = _TRIES, time.monotonic() + _AWAY_SECONDS
     while True:
         try:
             return once()
+        except _Away:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_AGAIN_SECONDS)
         except _UselessPlan:
             continue  # its connection is closed; there are not many that are older than the migration
         except _InTheWay:
@@ -229,5 +248,7 @@ def _outages() -> Iterator[None]:
         raise StoreUnavailable(
             f"the question took longer than {_READ_MS // 1000} s; ask for less: a job, a state, a limit"
         ) from error
-    except (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout) as error:
+    except PoolTimeout as error:
         raise StoreUnavailable(f"the database does not answer: {str(error).strip()}") from error
+    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+        raise _Away(f"the database does not answer: {str(error).strip()}") from error
