@@ -13,7 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from msgspec import Struct
 
-from geres.api import acting, fleet, jobs, joining, nodes, outputs, system, tasks, tenants
+from geres.api import acting, fleet, jobs, joining, nodes, outputs, quotas, system, tasks, tenants
 from geres.api.agents import serve_agent
 from geres.api.asgi import App, Receive, Scope, Send
 from geres.api.attach import route as attach_route
@@ -70,6 +70,7 @@ ROUTES: list[Any] = [
     *jobs.ROUTES,
     *nodes.ROUTES,
     *tenants.ROUTES,
+    *quotas.ROUTES,
     *joining.ROUTES,
     tasks.list_tasks,
     tasks.list_history,
@@ -92,6 +93,7 @@ _QUERIES: dict[tuple[str, str], type[Struct]] = {
     ("get", "/v1/jobs/{job_ref}"): JobDetailQuery,
     ("get", "/v1/find"): tasks.FindQuery,
     **tenants.QUERIES,
+    **quotas.QUERIES,
     ("get", "/v1/nodes/{name}/logs"): nodes.NodeLogsQuery,
     ("get", "/v1/tasks/{task_id}/logs"): outputs.LogsQuery,
     **{(route.method, route.path): route.query for route in HOT if route.query is not None},
@@ -108,6 +110,7 @@ _BODIES: list[type[Struct]] = [
     SubmitBulk,
     SubmitTask,
     *tenants.BODIES,
+    *quotas.BODIES,
 ]
 
 

@@ -44,9 +44,14 @@ class App:
 class Commands(click.Group):
     """A group whose commands are loaded when they are called, and that knows what was meant."""
 
-    def __init__(self, *args: Any, within: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, within: str = "", default: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._within = within
+        self._within, self._default = within, default
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        if self._default is not None and args and args[0].startswith("-") and args[0] not in ("-h", "--help"):
+            args = [self._default, *args]
+        return super().parse_args(context, args)
 
     def list_commands(self, context: click.Context) -> list[str]:
         return [*COMMANDS[self._within], *self.commands]
@@ -116,7 +121,13 @@ def group(name: str, *, default: str | None = None, help: str = "") -> Commands:
             command.invoke(inner)
 
     made = Commands(
-        name, within=name, callback=run_default, invoke_without_command=True, no_args_is_help=False, help=help
+        name,
+        within=name,
+        default=default,
+        callback=run_default,
+        invoke_without_command=True,
+        no_args_is_help=False,
+        help=help,
     )
     return made
 

@@ -22,6 +22,7 @@ from geres.cli.output import (
     show_time,
     style_options,
 )
+from geres.cli.quotas import quota_lines
 from geres.errors import Invalid
 from geres.model.nodes import WhoAmI
 from geres.model.tenants import AuditEntry, MadeToken, Tenant, Token, User
@@ -269,6 +270,8 @@ def whoami(app: App, style: Style) -> None:
 
     def lines(me: WhoAmI) -> Iterator[str]:
         yield f"{escape(me.subject)} ({me.role}) of tenant {escape(me.tenant)} at {app.client.url}"
+        if me.role != "task":
+            yield from quota_lines(app.client.quotas(me.subject))
 
     print_one(style, app.client.whoami(), lines, key="subject")
 

@@ -51,6 +51,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "token": Entry("tenants:token", _CLUSTER, "Make, list, replace and revoke tokens."),
         "user": Entry("tenants:user", _CLUSTER, "Make and change users."),
         "tenant": Entry("tenants:tenant", _CLUSTER, "Make and change tenants."),
+        "quota": Entry("quotas:quota", _CLUSTER, "Show and set how much may be had at once."),
         "audit": Entry("tenants:audit", _CLUSTER, "List who changed what."),
         "doctor": Entry("status:doctor", _CLUSTER, "Look for what is wrong."),
         "config": Entry("settings:config", _CLUSTER, "Show the settings and where they come from."),
@@ -93,6 +94,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "show": Entry("tenants:tenant_show", _CLUSTER, "Show one tenant."),
         "disable": Entry("tenants:tenant_disable", _CLUSTER, "Refuse all its tokens."),
         "enable": Entry("tenants:tenant_enable", _CLUSTER, "Take them again."),
+    },
+    "quota": {
+        "show": Entry("quotas:quota_show", _LOOK, "What may be had at once, and what is."),
+        "set": Entry("quotas:quota_set", _CHANGE, "Limit a user, each user or the tenant."),
     },
     "user": {
         "create": Entry("tenants:user_create", _CLUSTER, "Make a user."),

@@ -9,6 +9,7 @@ import msgspec
 
 from geres.model import joining
 from geres.model import nodes as node_model
+from geres.model import quotas as quota_model
 from geres.model import tenants as model
 from geres.sdk.http import Transport
 from geres.sdk.reading import path_part
@@ -33,6 +34,19 @@ class Manager:
         """Refuse all its tokens, or take them again.  What runs goes on."""
         verb = "disable" if disabled else "enable"
         return self.transport.post(f"/v1/tenants/{path_part(name)}/{verb}", model.Tenant, {})
+
+    def quotas(self, user: str | None = None) -> list[quota_model.Quota]:
+        """What the tenant and its users may have at once, and have; `*` is of each without an own one."""
+        return self.transport.get("/v1/quotas", list[quota_model.Quota], user=user)
+
+    def set_quota(self, user: str | None = None, **limits: Any) -> list[quota_model.Quota]:
+        """Limit `running` tasks, their `cpus`, `queued` tasks or open `jobs`; None takes a limit away.
+
+        Of one user, of each (`*`), or without a user of the whole tenant.
+        """
+        body = msgspec.json.encode({"user": user, **limits})
+        answer = self.transport.call("PUT", "/v1/quotas", body)
+        return msgspec.json.decode(answer, type=list[quota_model.Quota])
 
     def users(self) -> list[model.User]:
         return self.transport.get("/v1/users", list[model.User])
@@ -79,6 +93,10 @@ class Manager:
         body = node_model.NodesLeave(names=list(names), reason=reason, dry_run=dry_run, running=running)
         return self.transport.post("/v1/nodes:reboot", node_model.NodesActed, body).items
 
+    def node_logs(self, name: str, *, since_seconds: float = 86400.0) -> Iterator[bytes]:
+        """What the node's agent and supervisor have logged, in pieces of text."""
+        return self.transport.stream(f"/v1/nodes/{path_part(name)}/logs", since=since_seconds)
+
     def create_join_token(
         self, *, pool: str | None = None, uses: int = 1, expires_seconds: float = 3600.0
     ) -> joining.JoinToken:
@@ -93,10 +111,6 @@ class Manager:
     def revoke_join_token(self, token_id: str) -> joining.JoinToken:
         """Let nobody join with it any more; nodes that have joined stay."""
         return self.transport.post(f"/v1/join-tokens/{path_part(token_id)}/revoke", joining.JoinToken, {})
-    def node_logs(self, name: str, *, since_seconds: float = 86400.0) -> Iterator[bytes]:
-        """What the node's agent and supervisor have logged, in pieces of text."""
-        return self.transport.stream(f"/v1/nodes/{path_part(name)}/logs", since=since_seconds)
-
 
     def tokens(self, *, user: str | None = None, all: bool = False) -> list[model.Token]:
         """The caller's, for an operator those of the tenant; `all`: those that are no good any more too."""

@@ -94,7 +94,11 @@ class TurnPlanner:
                 fitting[demand] = {desk.node_id: how_many(demand, desk.room) for desk in pool_desks}
             fits = fitting[demand]
             most = min(
-                [sum(fits.values()), _MOST_READ, *(cap.left for cap in caps if lane.id in cap.lane_ids)]
+                [
+                    sum(fits.values()),
+                    _MOST_READ,
+                    *(cap.most_of(lane.id, _MOST_READ) for cap in caps if lane.id in cap.lane_ids),
+                ]
             )
             ahead = 0
             if not self._is_capped(lane.id):
@@ -103,7 +107,9 @@ class TurnPlanner:
                 chosen.append((lane.id, min(most + ahead, _MOST_READ)))
             elif all(never(demand, desk.room.facts) is not None for desk in pool_desks):
                 self._give_up(lane.id)
-            elif heads < _MOST_HEADS and not any(c.left == 0 for c in caps if lane.id in c.lane_ids):
+            elif heads < _MOST_HEADS and not any(
+                c.most_of(lane.id, 1) == 0 for c in caps if lane.id in c.lane_ids
+            ):
                 heads += 1
                 chosen.append((lane.id, 1))
         return chosen
@@ -155,11 +161,14 @@ class TurnPlanner:
         left = [cap.left for cap in self._caps]
         allowed = []
         for candidate in ordered:
-            mine = [i for i, cap in enumerate(self._caps) if candidate.lane_id in cap.lane_ids]
-            if all(left[i] > 0 for i in mine):
+            lane_id = candidate.lane_id
+            mine = [
+                (i, cap.costs.get(lane_id, 1)) for i, cap in enumerate(self._caps) if lane_id in cap.lane_ids
+            ]
+            if all(left[i] >= cost for i, cost in mine):
                 allowed.append(candidate)
-                for i in mine:
-                    left[i] -= 1
+                for i, cost in mine:
+                    left[i] -= cost
         return allowed
 
     def _reserved_first(self, allowed: list[Candidate], rooms: dict[int, Room]) -> dict[int, int]:

@@ -16,7 +16,7 @@ from geres.model.inherit import inherit, task_of
 from geres.model.jobs import DEFAULT_JOB, JobSpec
 from geres.model.specs import check_job, check_row, check_spec, merge_row
 from geres.model.tasks import BulkAnswer, BulkError, TaskRow, TaskSpec
-from geres.store import below
+from geres.store import below, quotas
 from geres.store.arrays import PIECE, unfold
 from geres.store.database import Tx
 from geres.store.finding import find_job, insert_job
@@ -35,7 +35,7 @@ def create_job(tx: Tx, caller: Caller, spec: JobSpec, *, now_us: int) -> int:
     """Create a job, with the tasks of its array, and return its id.
 
     A large array is stored as its job and unfolded later (`unfold`), durable from now on.  Raises Invalid,
-    NotFound for what it waits for, or NameTaken where the caller has a living job of that name.
+    NotFound for what it waits for, OverQuota, or NameTaken where the caller has a living job of that name.
     """
     check_job(spec)
     if spec.name == DEFAULT_JOB:
@@ -46,6 +46,7 @@ def create_job(tx: Tx, caller: Caller, spec: JobSpec, *, now_us: int) -> int:
         job_id = insert_job(tx, caller, spec, spec.name, None, now_us=now_us)
         if job_id is None:
             raise _name_taken(spec.name)
+        quotas.check_added(tx, caller, caller.subject, jobs=1)
         return job_id
     lock_parents(tx, caller, spec.after, None)
     after = parent_ids(tx, caller, spec.after)
@@ -65,6 +66,7 @@ def create_job(tx: Tx, caller: Caller, spec: JobSpec, *, now_us: int) -> int:
     )
     if job_id is None:
         raise _name_taken(spec.name)
+    quotas.check_added(tx, caller, caller.subject, tasks=total, jobs=1)
     shared = share(tx, caller, job_id, spec.task, spec.priority, False, keep_command=True, now_us=now_us)
     last = total if items is not None else max(part[-1] for part in numbers)
     tx.run("set_array", spec_id=shared.spec_id, lane_id=shared.lane_id, last=last, job_id=job_id)
@@ -102,7 +104,7 @@ def create_tasks(
     """Store tasks, in the order given.  The accepted ones get numbers without a gap.
 
     With `atomic`, one bad row raises Invalid and stores nothing; without, the bad ones are listed by their
-    position.  Raises NotFound for an unknown job, JobFinished for one that takes no more.
+    position.  Raises NotFound for an unknown job, JobFinished for one that takes no more, OverQuota.
     """
     check_spec(defaults, needs_command=False, field="defaults.")
     good, errors = _check_rows(rows, defaults, atomic)
@@ -114,6 +116,8 @@ def create_tasks(
     taken = tx.one("take_numbers", job_id=job_id, tenant_id=caller.tenant_id, n=len(good))
     if taken is None:
         raise _takes_no_more(tx, caller, job_id, job_ref)
+    if taken["quotas"]:
+        quotas.check_added(tx, caller, taken["submitted_by"], tasks=len(good))
     if int(taken["before"]) + len(good) > MOST_NUMBER:
         raise Invalid(f"job: {job_id} has no numbers left for more tasks; make another job", field="job")
     if job_task := task_of(taken["spec"]):

@@ -20,6 +20,7 @@ from geres.model.lifecycle import LOST, Before, Next, after_end
 from geres.model.states import Reason, TaskState
 from geres.model.tasks import KnownSpec, TaskSpec
 from geres.model.wire import AttemptKey, Ended
+from geres.store import quotas, show
 from geres.store.database import Tx, batch
 from geres.store.ends import End, record, wake_lanes
 
@@ -38,6 +39,7 @@ class Lane(NamedTuple):
     max_parallel: int | None
     job_priority: int
     pool_id: int
+    quotas: int = 0  #: how many its tenant has
 
 
 class Candidate(NamedTuple):
@@ -62,10 +64,16 @@ class Placement(NamedTuple):
 
 
 class Cap(NamedTuple):
-    """A limit that was locked: at most `left` more tasks of these lanes."""
+    """A limit that was locked: at most `left` more tasks of these lanes, or of what their tasks cost."""
 
     lane_ids: frozenset[int]
     left: int
+    costs: Mapping[int, int] = {}  #: of a task, by lane; 1 where nothing is said
+
+    def most_of(self, lane_id: int, many: int) -> int:
+        """How many tasks of a lane it lets start, at most `many`."""
+        cost = self.costs.get(lane_id, 1)
+        return min(many, self.left // cost) if cost else many
 
 
 class Planner(Protocol):
@@ -193,6 +201,8 @@ def _dispatch(
     wanted = planner.caps_of(lanes)
     tenant_id = tx.value("tenant_of_pool", pool_id=pool_id) if wanted else 0
     caps, locked_out = _lock_caps(tx, wanted, tenant_id)
+    if lanes[0].quotas:
+        _lock_quotas(tx, pool_id, lanes, caps, locked_out)
     chosen = planner.choose([lane for lane in lanes if lane.id not in locked_out], caps)
     candidates: list[Candidate] = []
     read_out = 0
@@ -262,6 +272,18 @@ def _lock_caps(
         else:
             caps.append(Cap(frozenset(lane_ids), max(0, row["most"] - _use(tx, scope, key, tenant_id))))
     return caps, locked_out
+
+
+def _lock_quotas(tx: Tx, pool_id: int, lanes: list[Lane], caps: list[Cap], locked_out: set[int]) -> None:
+    """Add the quotas of the tenant and of its users to the caps."""
+    tenant_id = tx.value("tenant_of_pool", pool_id=pool_id)
+    users = sorted({lane.submitted_by for lane in lanes})
+    limits, busy = quotas.limits_on_nodes(tx, tenant_id, users, lock=True)
+    costs = {lane.id: show.demand(lane.demand).cpus_milli for lane in lanes}
+    for limit in limits:
+        mine = frozenset(lane.id for lane in lanes if limit.user in (None, lane.submitted_by))
+        caps.append(Cap(mine, max(0, limit.most - limit.used), costs if limit.is_cpus else {}))
+    locked_out.update(lane.id for lane in lanes if None in busy or lane.submitted_by in busy)
 
 
 def _use(tx: Tx, scope: str, key: str, tenant_id: int) -> int:

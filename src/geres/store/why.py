@@ -11,7 +11,7 @@ from geres.model.ids import show_task, task_key
 from geres.model.jobs import Counts, Job
 from geres.model.states import TaskState
 from geres.model.tasks import TaskDetail
-from geres.store import jobs, show, tasks
+from geres.store import jobs, quotas, show, tasks
 from geres.store.database import Tx
 
 _TAIL_LINES = 20
@@ -23,8 +23,14 @@ class Cap(NamedTuple):
     """A limit that the task counts against."""
 
     words: str  #: like `job 12`
-    most: int
-    used: int
+    most: float
+    used: float
+    asks: float = 1  #: of one task
+    unit: str = "tasks"
+
+    @property
+    def full(self) -> bool:
+        return self.asks > 0 and self.used + self.asks > self.most
 
 
 @dataclass
@@ -83,7 +89,7 @@ def of_task(tx: Tx, caller: Caller, key: int) -> TaskFacts:
     if task.state is TaskState.BLOCKED and row["waits_on"]:
         facts.parents = _parents(tx, key)
     if task.state is TaskState.QUEUED:
-        facts.caps = _caps(tx, caller, job, facts.demand)
+        facts.caps = _caps(tx, caller, job, facts.demand, task.submitted_by)
         facts.before = int(
             tx.value(
                 "tasks_before",
@@ -105,7 +111,7 @@ def _parents(tx: Tx, key: int) -> list[str]:
     return [show_task(task_id) if task_id is not None else f"job {job_id}" for task_id, job_id in rows]
 
 
-def _caps(tx: Tx, caller: Caller, job: Job, demand: Demand) -> list[Cap]:
+def _caps(tx: Tx, caller: Caller, job: Job, demand: Demand, user: str) -> list[Cap]:
     found = []
     if job.max_parallel is not None:
         used = tx.value("use_of_job", job_id=int(job.id))
@@ -121,6 +127,14 @@ def _caps(tx: Tx, caller: Caller, job: Job, demand: Demand) -> list[Cap]:
             parameter = {"label": name} if scope == "label" else {"subject": name}
             used = tx.value(use, tenant_id=caller.tenant_id, **parameter)
             found.append(Cap(f"the {scope} {name}", int(most), int(used)))
+    limits, _ = quotas.limits_on_nodes(tx, caller.tenant_id, [user])
+    for limit in limits:
+        words = f"user {limit.user}" if limit.user is not None else f"tenant {caller.tenant}"
+        if limit.is_cpus:
+            amounts = (limit.most / 1000, limit.used / 1000, demand.cpus_milli / 1000)
+            found.append(Cap(f"{words} (its quota)", *amounts, "cpus"))
+        else:
+            found.append(Cap(f"{words} (its quota)", limit.most, limit.used))
     return found
 
 
@@ -144,7 +158,7 @@ def of_job(tx: Tx, caller: Caller, job_id: int) -> JobFacts:
     return JobFacts(
         job,
         job.counts,
-        _caps(tx, caller, job, Demand()) if job.max_parallel is not None else [],
+        _caps(tx, caller, job, lanes[0].demand if lanes else Demand(), job.submitted_by),
         lanes,
         [EndGroup(*row) for row in tx.rows("failures_of_job", **span, limit=50)],
         [EndGroup(*row) for row in tx.rows("live_of_job", **span, limit=50)],

@@ -5,7 +5,9 @@ SELECT id, epoch FROM node WHERE id IN ids(:node_ids) ORDER BY id
 
 -- name: active_lanes
 SELECT lane.id, lane.priority, lane.submitted_by, lane.class_id, resource_class.body AS demand,
-       job.id AS job_id, job.max_parallel, job.priority AS job_priority, lane.pool_id
+       job.id AS job_id, job.max_parallel, job.priority AS job_priority, lane.pool_id,
+       (SELECT count(*) FROM "limit" q JOIN pool ON pool.tenant_id = q.tenant_id
+         WHERE pool.id = :pool_id AND q.scope = 'quota') AS quotas
   FROM lane
   JOIN job ON job.id = lane.job_id
   JOIN resource_class ON resource_class.id = lane.class_id
