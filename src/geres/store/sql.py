@@ -16,7 +16,7 @@ from typing import Literal
 Dialect = Literal["sqlite", "postgres"]
 
 _BLOCK = re.compile(r"^-- name: (\w+)(?: @(postgres))?$", re.MULTILINE)
-_PARAMETER = re.compile(r"(?<!:):([a-z]\w*)")
+_PARAMETER = re.compile(r"(?<![:\w]):([a-z]\w*)")
 
 
 @cache
