@@ -13,7 +13,7 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from msgspec import Struct
 
-from geres.api import acting, fleet, jobs, joining, nodes, outputs, quotas, system, tasks, tenants
+from geres.api import acting, fleet, inside, jobs, joining, nodes, outputs, quotas, system, tasks, tenants
 from geres.api.agents import serve_agent
 from geres.api.asgi import App, Receive, Scope, Send
 from geres.api.attach import route as attach_route
@@ -66,6 +66,7 @@ _BY_KEY: dict[tuple[str, str, str], Hot] = {
 }
 ROUTES: list[Any] = [
     *system.ROUTES,
+    *inside.ROUTES,
     fleet.list_servers,
     *jobs.ROUTES,
     *nodes.ROUTES,
@@ -92,9 +93,9 @@ _QUERIES: dict[tuple[str, str], type[Struct]] = {
     ("get", "/v1/jobs"): JobQuery,
     ("get", "/v1/jobs/{job_ref}"): JobDetailQuery,
     ("get", "/v1/find"): tasks.FindQuery,
+    ("get", "/v1/nodes/{name}/logs"): nodes.NodeLogsQuery,
     **tenants.QUERIES,
     **quotas.QUERIES,
-    ("get", "/v1/nodes/{name}/logs"): nodes.NodeLogsQuery,
     ("get", "/v1/tasks/{task_id}/logs"): outputs.LogsQuery,
     **{(route.method, route.path): route.query for route in HOT if route.query is not None},
 }
@@ -153,7 +154,6 @@ class _Sockets:
         if path.startswith("/v1/tasks/") and path.endswith("/attach"):
             return self._attach
         return None
-
 
     async def _peer(
         self, context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send

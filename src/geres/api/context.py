@@ -7,10 +7,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from geres.aio import Doorbell
+from geres.aio import Doorbell, Pulse
 from geres.api import agents
 from geres.blobs.folder import FolderBlobs
 from geres.model.demand import Demand
+from geres.model.inside import ServerInside
 from geres.model.tasks import WhyNode
 from geres.store.database import Database
 
@@ -74,4 +75,6 @@ class Context:
     forget_callers: Callable[[], None] = lambda: None
     url: str = ""  #: by which other machines reach this server
     fingerprint: str = ""  #: of its certificate, where clients have to pin it
+    pulses: dict[str, Pulse] = field(default_factory=dict)  #: of the loops, by name
+    inside: Callable[[], ServerInside] | None = None  #: a dump of what the server has in memory
     stopping: bool = False  #: new requests are refused; open ones finish

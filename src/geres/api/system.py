@@ -21,15 +21,6 @@ async def healthz() -> str:
     return "ok\n"
 
 
-@get("/readyz", media_type=MediaType.TEXT)
-async def readyz(request: Request) -> str:
-    """The store answers too, and the server is not stopping."""
-    if request.context.stopping:
-        raise StoreUnavailable("this server is stopping")
-    await request.context.db.read(doctor.ping)
-    return "ready\n"
-
-
 @get("/v1/whoami")
 async def whoami(request: Request) -> WhoAmI:
     """Who the token belongs to."""
@@ -65,7 +56,6 @@ async def get_metrics(request: Request) -> Response[str]:
 
 ROUTES: list[Any] = [
     healthz,
-    readyz,
     whoami,
     get_summary,
     get_findings,

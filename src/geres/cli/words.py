@@ -55,6 +55,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "audit": Entry("tenants:audit", _CLUSTER, "List who changed what."),
         "doctor": Entry("status:doctor", _CLUSTER, "Look for what is wrong."),
         "config": Entry("settings:config", _CLUSTER, "Show the settings and where they come from."),
+        "debug": Entry("debug:debug", _CLUSTER, "Look into the running server."),
         "server": Entry("parts:server", _PARTS, "Run one server."),
         "agent": Entry("parts:agent", _PARTS, "Run one agent: this machine becomes a node."),
         "completion": Entry("help:completion", _PARTS, "Print the completion script of a shell."),
@@ -82,8 +83,8 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "undrain": Entry("node_actions:node_undrain", _CHANGE, "Start tasks on nodes again."),
         "remove": Entry("node_actions:node_remove", _CHANGE, "Take nodes out of the cluster."),
         "reboot": Entry("node_actions:node_reboot", _CHANGE, "Start nodes' machines again."),
-        "ssh": Entry("node_actions:node_ssh", _CLUSTER, "Log in to a node's machine."),
         "logs": Entry("node_actions:node_logs", _CLUSTER, "Print what a node's agent has logged."),
+        "ssh": Entry("node_actions:node_ssh", _CLUSTER, "Log in to a node's machine."),
         "join-token": Entry("joining:join_token", _CLUSTER, "Print the command by which a machine joins."),
         "join-tokens": Entry("joining:join_tokens", _CLUSTER, "List join tokens."),
         "revoke-join-token": Entry("joining:revoke_join_token", _CLUSTER, "Let nobody join with it."),
@@ -111,6 +112,9 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "list": Entry("tenants:token_list", _CLUSTER, "List tokens."),
         "rotate": Entry("tenants:token_rotate", _CLUSTER, "Make one in place of another."),
         "revoke": Entry("tenants:token_revoke", _CLUSTER, "Refuse tokens from now on."),
+    },
+    "debug": {
+        "state": Entry("debug:debug_state", _LOOK, "What the server does at this moment."),
     },
     "config": {
         "show": Entry("settings:config_show", _LOOK, "The settings, with --origin where each comes from."),

@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ import anyio
 import uvicorn
 
 from geres import __version__, config, log_setup, unix_socket
-from geres.aio import Doorbell, run_loop
+from geres.aio import Doorbell, Pulse, run_loop
 from geres.api import context as api
 from geres.api.app import create_app
 from geres.api.context import Context
@@ -36,6 +36,7 @@ from geres.server.dispatcher import Dispatcher
 from geres.server.fleet import Fleet
 from geres.server.hints import Hints
 from geres.server.http import Http
+from geres.server.inside import Inside
 from geres.server.leases import Leases
 from geres.server.opening import Opened
 from geres.server.waiters import Waiters
@@ -225,6 +226,7 @@ class _Server:
             server_id=me.id,
             server_secret=me.secret,
             hooks=frozenset(settings.hooks),
+            private=listener.family == socket.AF_UNIX,  # accounts of one machine, who did not choose each other
             version=__version__,
             url=me.url,
             fingerprint=self._pin,
@@ -232,6 +234,7 @@ class _Server:
             task_key=task_key,
             requests_per_second=_REQUESTS_A_SECOND,
         )
+        self._context.inside = Inside(self._context, self._dispatcher).look
         self._settings = settings
         self._http = Http(
             uvicorn.Config(
@@ -313,7 +316,8 @@ class _Server:
             ("clock", clock.step, 10.0, Doorbell()),
             *([("certificate", self._tls.step, 30.0, Doorbell())] if self._tls else []),
         ):
-            group.start_soon(_loop, name, step, every, bell)
+            pulse = context.pulses[name] = Pulse(every)
+            group.start_soon(_loop, name, step, every, bell, pulse)
 
     def _notifier(self) -> Any:
         from geres.server.notifier import Notifier  # an extra: only those who use PostgreSQL have the driver
@@ -354,9 +358,11 @@ class _Server:
             log.warning("our lease in the store will have to end by itself: %s", error)
 
 
-async def _loop(name: str, step: Callable[[], object], every: float, bell: Doorbell) -> None:
+async def _loop(
+    name: str, step: Callable[[], Awaitable[bool]], every: float, bell: Doorbell, pulse: Pulse
+) -> None:
     try:
-        await run_loop(name, step, every=every, bell=bell)  # type: ignore[arg-type]  # all steps are async
+        await run_loop(name, step, every=every, bell=bell, pulse=pulse)
     except Exception:
         log.critical(
             "the loop %s has failed; the server ends", name, exc_info=True, extra={"event": "loop_failed"}

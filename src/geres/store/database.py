@@ -128,6 +128,10 @@ class Database(ABC):
         is done at once."""
         return await self.read(function, *args, **kwargs)
 
+    def inside(self) -> dict[str, Any]:
+        """What waits for connections at this moment, for people."""
+        return {"dialect": self.dialect}
+
     @abstractmethod
     def close(self) -> None: ...
 
@@ -347,6 +351,14 @@ class SqliteDatabase(Database):
         finally:
             connection.set_progress_handler(None, 0)
             self._readers.put(connection)
+
+    def inside(self) -> dict[str, Any]:
+        return {
+            "dialect": self.dialect,
+            "waiting_writes": self._queue.qsize(),
+            "idle_readers": self._readers.qsize(),
+            "most_readers": _READERS,
+        }
 
     def close(self) -> None:
         self._closed = True

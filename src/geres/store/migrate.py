@@ -49,6 +49,11 @@ def schema_version(tx: Tx) -> int:
     return max(_applied(tx, _VERSIONS), default=0)
 
 
+def known_version(tx: Tx) -> int:
+    """`schema_version` of a database that was migrated before; it only reads."""
+    return int(tx.raw(f"SELECT COALESCE(MAX(version), 0) FROM {_VERSIONS}")[0][0])
+
+
 def migrate(tx: Tx, *, now_us: int, known: Sequence[Migration] | None = None) -> list[str]:
     """Apply what is missing and may be applied at once, in one transaction.
 

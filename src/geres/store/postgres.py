@@ -165,6 +165,15 @@ class PostgresDatabase(Database):
             )
         return result
 
+    def inside(self) -> dict[str, Any]:
+        return {
+            "dialect": self.dialect,
+            "writers": self._writers.get_stats(),
+            "readers": self._readers.get_stats(),
+            "waiting_writes": self._write_slots.statistics().tasks_waiting,
+            "waiting_reads": self._read_slots.statistics().tasks_waiting,
+        }
+
     def close(self) -> None:
         self._writers.close()
         self._readers.close()

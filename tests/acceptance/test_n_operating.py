@@ -1,0 +1,95 @@
+"""Operating: is it ready, what does it do, and settings that take effect without a restart of tasks."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+
+import pytest
+
+from tests.acceptance.acts import Gate, eventually, shown, submit, wait_for_state
+
+
+@pytest.fixture
+def gate(tmp_path):
+    made = Gate(tmp_path)
+    yield made
+    made.open()
+
+
+def ask(cluster, path):
+    """Status and text of a GET without a token."""
+    try:
+        with urllib.request.urlopen(f"{cluster.url}{path}", timeout=20) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
+
+
+def test_u141_health_and_readiness_need_no_token_and_name_the_parts(any_cluster):
+    assert ask(any_cluster, "/healthz") == (200, "ok\n")
+    status, text = ask(any_cluster, "/readyz")
+    ready = json.loads(text)
+    assert (status, ready["ready"]) == (200, True)
+    assert ready["parts"] == dict.fromkeys(("accepting", "store", "schema", "loops"), "ok")
+
+
+def test_u141_a_server_without_its_store_says_that_it_is_not_ready(postgres_server_of_its_own, tmp_path):
+    from tests.cluster import Cluster
+
+    server = postgres_server_of_its_own
+    with server.fresh() as url, Cluster(tmp_path, store=url, flags=("--no-agent",)) as cluster:
+        assert ask(cluster, "/readyz")[0] == 200
+        server.crash()
+        _, text = eventually(lambda: ask(cluster, "/readyz"), lambda seen: seen[0] == 503)
+        parts = json.loads(text)["parts"]
+        assert parts["store"] == "the store does not answer"
+        assert "postgres" not in text
+        assert ask(cluster, "/healthz")[0] == 200  # no reason to start it again
+        server.restart()
+        eventually(lambda: ask(cluster, "/readyz")[0], lambda status: status == 200)
+
+
+@pytest.fixture
+def postgres_server_of_its_own():
+    from tests.conftest import missing
+    from tests.postgres import NoPostgres, PostgresServer
+
+    try:
+        server = PostgresServer()
+    except NoPostgres as error:
+        missing(str(error))
+        raise
+    yield server
+    server.stop()
+
+
+def test_u141_the_state_of_the_server_is_shown(any_cluster, gate):
+    task = submit(any_cluster, *gate.words)
+    wait_for_state(any_cluster, task, "running")
+
+    state = shown(any_cluster, "debug", "state")
+    assert state["pid"] == any_cluster.pid("server")
+    [node] = state["nodes"]
+    assert (node["attempts"], node["cpus_free"]) == (1, 1)
+    loops = {loop["name"]: loop for loop in state["loops"]}
+    assert {"dispatcher", "leases", "janitor", "job ender"} <= loops.keys()
+    assert loops["dispatcher"]["rounds"] > 0
+    assert loops["dispatcher"]["longest_seconds"] >= loops["dispatcher"]["mean_seconds"] > 0
+    assert not any(loop["error"] for loop in state["loops"])
+    assert state["memory_bytes"] > 1 << 20
+    assert state["threads"][0]["frames"]
+    assert state["tasks"]
+    text = any_cluster.run("debug", "state", "--stacks", check=True).stdout
+    assert "dispatcher" in text
+    assert node["name"] in text
+
+
+def test_u141_the_state_is_for_admins(cluster):
+    made = shown(cluster, "token", "create", "--role", "viewer")
+    env = {"GERES_URL": cluster.url, "GERES_TOKEN": made["token"]}
+    refused = cluster.run("debug", "state", env=env)
+    assert refused.returncode == 3
+    assert "admin" in refused.stderr
