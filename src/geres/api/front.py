@@ -73,6 +73,7 @@ class Front:
             requests_per_second=context.requests_per_second,
             used=context.used_tokens,
             task_key=context.task_key,
+            private=context.private,
         )
         self._refusals = Refusals(context.db, context.clock)
         context.forget_callers = self._auth.forget

@@ -24,6 +24,7 @@ class Caller(Struct, frozen=True):
     node: str = ""  #: of role node: its name; empty for a token that any node of its tenant may use
     pool: str = ""  #: of role node: its pool; empty for any
     home: str = ""  #: of an admin who works in another tenant: their own
+    private: bool = False  #: sees only their own tasks and jobs
 
 
 def lesser(one: UserRole, other: UserRole) -> UserRole:

@@ -80,6 +80,8 @@ def list_jobs(tx: Tx, caller: Caller, query: JobQuery) -> JobPage:
     more: dict[str, object] = {}
     if caller.task:
         where, more["root"] = where + f" AND {below.JOBS_BELOW}", caller.task
+    elif caller.private:
+        where, more["viewer"] = where + " AND j.submitted_by = :viewer", caller.subject
     if query.state is not None:
         words = ", ".join(f"'{state}'" for state in _states(query.state))
         where += f" AND j.state IN ({words})"

@@ -15,6 +15,7 @@ from geres.model.states import NodeState
 from geres.model.units import rfc3339
 from geres.model.wire import Hello
 from geres.store import show
+from geres.store.below import reached
 from geres.store.database import Row, Tx
 
 _hello = msgspec.json.Decoder(Hello)
@@ -36,13 +37,14 @@ def get(tx: Tx, caller: Caller, name: str) -> NodeDetail:
         raise NotFound(f"there is no node {name!r}; see `geres nodes`", id=name)
     changes = tx.all("history_of_node", node_id=row["id"], limit=_MOST_CHANGES)
     tasks = tx.rows("tasks_on_node", node_id=row["id"], limit=_MOST_TASKS)
+    seen = reached(tx, caller, {key for (key,) in tasks})
     return NodeDetail(
         **_fields(row, _use(tx, caller)[row["id"]]),
         history=[
             NodeChange(at=rfc3339(one["at"]) or "", state=NodeState(one["state"]), why=one["why"])
             for one in reversed(changes)
         ],
-        task_ids=[show_task(key) for (key,) in tasks],
+        task_ids=[show_task(key) for (key,) in tasks if key in seen],
         login=_login(row),
         going=(row["going"] or "").partition(":")[0] or None,
         removed_at=rfc3339(row["removed_at"]),
