@@ -12,6 +12,8 @@ from geres.store.database import Row, Tx
 def count_states(tx: Tx, tenant_id: int, job_id: int | None = None) -> Counts:
     """Tasks by state of one job, or of the whole tenant."""
     if job_id is not None:
+        if tx.one("job_state", job_id=job_id, tenant_id=tenant_id) is None:
+            return Counts()
         return counts_of_jobs(tx, [job_id]).get(job_id, Counts())
     totals = tx.one("job_totals", tenant_id=tenant_id) or {}
     live = {row["state"]: row["n"] for row in tx.all("waiting_totals", tenant_id=tenant_id)}
