@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from geres.config import host_id
-from geres.errors import GeresError, NotFound, Unauthenticated, Unreachable
+from geres.errors import GeresError, Invalid, NotFound, Unauthenticated, Unreachable
 from geres.sdk.discover import is_alive, locate
 from tests.cli.peer import Peer, refusal
 
@@ -183,3 +183,14 @@ def test_a_process_that_ended_is_not_alive():
     assert not is_alive(child.pid), "a zombie is no running process"
     child.wait()
     assert not is_alive(child.pid)
+
+
+def test_an_address_may_be_several(monkeypatch):
+    monkeypatch.setenv("GERES_URL", "http://a:1/, http://b:2")
+    monkeypatch.setenv("GERES_TOKEN", "secret")
+    found = locate()
+    assert (found.url, found.others, found.origin) == ("http://a:1", ("http://b:2",), "GERES_URL")
+
+    monkeypatch.setenv("GERES_URL", "http://a:1,b:2")
+    with pytest.raises(Invalid, match="'b:2' is no address"):
+        locate()

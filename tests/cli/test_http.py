@@ -165,3 +165,49 @@ def test_a_stream_that_is_left_half_read_does_not_spoil_the_next_request():
         next(wire.stream("/big"))
         assert wire.get("/small", dict) == {"ok": 1}
         wire.close()
+
+
+def test_of_several_servers_the_next_one_is_asked_where_one_does_not_answer():
+    with Peer() as gone:
+        pass
+    with Peer() as first, Peer() as second:
+        wire = Transport(Address(gone.url, "secret", others=(first.url, second.url)))
+        wire.call("POST", "/v1/tasks", b"{}", key="k")
+        assert wire.address.url == first.url
+        wire.call("GET", "/v1/whoami")
+        wire.close()
+    assert [seen.path for seen in first.seen] == ["/v1/tasks", "/v1/whoami"]
+    assert not second.seen
+
+
+def test_a_server_that_stops_is_left_at_once_and_the_key_stays_the_same():
+    with Peer(lambda seen: (503, refusal("store_unavailable", "it stops"))) as first, Peer() as second:
+        wire = Transport(Address(first.url, "secret", others=(second.url,)))
+        wire.call("POST", "/v1/tasks", b"{}", key="k")
+        wire.close()
+    assert [seen.headers["Idempotency-Key"] for seen in first.seen + second.seen] == ["k", "k"]
+
+
+def test_threads_that_leave_a_server_together_come_to_the_same_one():
+    together = threading.Barrier(4)
+    with Peer() as gone:
+        pass
+    with Peer() as first, Peer() as second:
+        wire = Transport(Address(gone.url, "secret", others=(first.url, second.url)))
+
+        def call() -> None:
+            together.wait(10)
+            wire.call("GET", "/")
+
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(call) for _ in range(4)]:
+                done.result(10)
+        wire.close()
+    assert (len(first.seen), len(second.seen)) == (4, 0)
+
+
+def test_no_server_of_several_answers():
+    with Peer() as one, Peer() as other:
+        pass
+    with pytest.raises(Unreachable):
+        Transport(Address(one.url, "secret", others=(other.url,)), patience_seconds=0.2).call("GET", "/")

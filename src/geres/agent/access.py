@@ -43,13 +43,35 @@ class Credential(Struct, kw_only=True):
     next_token: str = ""  #: is to replace `token`; the server may know it already
 
 
+def split_urls(text: str) -> list[str]:
+    """The addresses in a text, parted by commas."""
+    return [url for part in text.split(",") if (url := part.strip().rstrip("/"))] or [""]
+
+
 class Access:
-    """The server's address, its certificate's fingerprint, and the token of this node."""
+    """The servers' addresses, their certificate's fingerprint, and the token of this node."""
 
     def __init__(self, url: str, token: str, fingerprint: str = "", path: Path | None = None) -> None:
-        """`path` is of the file with the credential of a node that joined; it may be renewed meanwhile."""
-        self.url, self.token, self.fingerprint, self._path = url, token, fingerprint, path
+        """`url` is one address or several, parted by commas: of servers of one store, which are all alike.
+
+        `path` is of the file with the credential of a node that joined; it may be renewed meanwhile.
+        """
+        self._urls = split_urls(url)
+        self.token, self.fingerprint, self._path = token, fingerprint, path
         self._stamp = self._written()
+
+    @property
+    def url(self) -> str:
+        """The address to use now."""
+        return self._urls[0]
+
+    @property
+    def count(self) -> int:
+        return len(self._urls)
+
+    def turn(self) -> None:
+        """Go on with the next address: this one does not answer."""
+        self._urls = [*self._urls[1:], self._urls[0]]
 
     @property
     def headers(self) -> dict[str, str]:

@@ -79,7 +79,7 @@ class Channel:
 
     async def run(self) -> None:
         """Connect, serve, connect again, until cancelled."""
-        pause, told, told_at = _FIRST_PAUSE_SECONDS, "", 0.0
+        pause, told, told_at, failures = _FIRST_PAUSE_SECONDS, "", 0.0, 0
         while True:
             began, longest = time.monotonic(), _LONGEST_PAUSE_SECONDS
             try:
@@ -92,14 +92,17 @@ class Channel:
             except InvalidURI as error:
                 url = self._access.url
                 raise SystemExit(f"geres agent: {url!r} is no address of a server: {error}") from None
+            failures = 1 if self.is_connected else failures + 1
             self.is_connected = False
             if time.monotonic() - began > _LONGEST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             if why != told or began - told_at > _QUIET_SECONDS:
                 log.warning("no connection to %s (%s), next try in %.1f s", self._access.url, why, pause)
                 told, told_at = why, began
+            self._access.turn()
             await anyio.sleep(pause * self._jitter(0.5, 1.5))
-            pause = min(pause * 2, longest)
+            if failures >= self._access.count:  # each address has been tried; only then longer pauses
+                pause = min(pause * 2, longest)
 
     def leave(self) -> None:
         """Tell the server that this node takes nothing more."""

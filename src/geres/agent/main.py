@@ -268,6 +268,7 @@ def _options(words: argparse.Namespace, home: Path) -> Options:
         "agent.labels": _pairs(words.label, "label", str) or None,
     }
     config = settings.load(flags).checked()
+    words.url = ",".join(words.url) if words.url else None
     access, agent = _access(words, home, config)
     accounts = {**config.agent.accounts, **_pairs(words.account, "account", str)}
     if words.trust_submitters:
@@ -289,8 +290,7 @@ def _access(words: argparse.Namespace, home: Path, config: settings.Config) -> t
     if found is not None:
         pool = agent.pool if "agent.pool" in config.origins else found.pool or agent.pool
         agent = msgspec.structs.replace(agent, name=agent.name or found.node, pool=pool)
-        url = (words.url or found.url).rstrip("/")
-        return Access(url, found.token, found.fingerprint, home / joining.FILE_NAME), agent
+        return Access(words.url or found.url, found.token, found.fingerprint, home / joining.FILE_NAME), agent
     url = words.url or os.environ.get("GERES_URL") or _address(home)
     if not url:
         raise Invalid(
@@ -336,10 +336,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--join", metavar="INVITATION", help="become a node; `geres node join-token` prints the whole command"
     )
+    parser.add_argument("--renew", action="store_true", help="get another credential for this node, and end")
     parser.add_argument(
-        "--renew", action="store_true", help="get another credential for this node, and end"
+        "--url",
+        metavar="URL",
+        action="append",
+        help="address of a server  [that of the invitation]; again, or with commas, for further ones",
     )
-    parser.add_argument("--url", metavar="URL", help="address of a server  [that of the invitation]")
     parser.add_argument("--name", metavar="NAME", help="the node's name; default: the host's")
     parser.add_argument("--pool", "-p", metavar="NAME", help="pool of the node")
     parser.add_argument("--cpus", "-c", metavar="N", help="cpus to offer; default: what the machine has")

@@ -51,6 +51,7 @@ class Attachment:
         self._kept = bytearray()
         self._eof = False
         self._socket: ClientConnection | None = None
+        self._url = ""  #: of the server that was tried last
         self._stack = contextlib.ExitStack()  #: closes the socket
         self._ready = False  #: open, and what a break lost was sent again: the next bytes may go
         self._may_write = threading.Condition()
@@ -84,7 +85,7 @@ class Attachment:
                     ) from cause
                 yield ("lost", None)
                 time.sleep(pause)
-                self._transport.find_again()
+                self._transport.elsewhere(self._url)
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
         finally:
             self.close()
@@ -121,6 +122,7 @@ class Attachment:
 
     def _open(self) -> None:
         address = self._transport.address
+        self._url = address.url
         query = f"stdin={int(self._stdin)}&from={self._from}&out={self._seen['o']}&err={self._seen['e']}"
         if self._sent or self._eof:
             query += f"&in={self._sent}"

@@ -54,7 +54,8 @@ def locate(
     """The address and token to use: the arguments, GERES_URL and GERES_TOKEN, the login, the home's, or the
     machine's shared one.
 
-    The fingerprint of the server's certificate comes with it: the argument, GERES_FINGERPRINT, or what is
+    An address may be several, parted by commas: of servers of one cluster, asked in turn where one does not
+    answer.  The fingerprint of their certificate comes with it: the argument, GERES_FINGERPRINT, or what is
     remembered of that address.  Raises Unreachable, with the next step, where there is no address.
     """
     if home is not None and url is None:
@@ -67,17 +68,23 @@ def locate(
         return Address(profile.url, token, "geres login", fingerprint or profile.fingerprint)
     if url is None:
         return _of_this_machine(token)
-    check_address(url)
+    url, *others = split_urls(url)
+    for one in (url, *others):
+        check_address(one)
     token = token or os.environ.get("GERES_TOKEN") or None
     if unix_socket.path_of(url) is not None:
         return Address(url, token or "", origin)
     folder = Path(home).expanduser() if home is not None else config.home()
     if token is None:
-        token = _token_beside(folder, url)
+        token = next((found for one in (url, *others) if (found := _token_beside(folder, one))), None)
     if token is None:
         raise Unauthenticated(f"{url} needs a token: set GERES_TOKEN, or use `geres login {url}`")
-    url = url.rstrip("/")
-    return Address(url, token, origin, fingerprint or _known_fingerprint(url, folder))
+    return Address(url, token, origin, fingerprint or _known_fingerprint(url, folder), tuple(others))
+
+
+def split_urls(text: str) -> list[str]:
+    """The addresses in a text, parted by commas; the text itself where there is none."""
+    return [url for part in text.split(",") if (url := part.strip().rstrip("/"))] or [text]
 
 
 def _of_this_machine(token: str | None) -> Address:

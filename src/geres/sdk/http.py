@@ -35,6 +35,7 @@ PATIENCE_SECONDS = 60.0
 FIRST_PATIENCE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 0.05
 _LONGEST_PAUSE_SECONDS = 2.0
+_OTHERS_SECONDS = 5.0  #: a server that does not even accept is left for another one after so long
 _CHUNK_BYTES = 64 << 10
 _LOST = (OSError, http.client.HTTPException)
 
@@ -45,17 +46,18 @@ _decoders: dict[Any, msgspec.json.Decoder[Any]] = {}
 class Address(msgspec.Struct, frozen=True):
     """Where a cluster is, and who found it."""
 
-    url: str
+    url: str  #: of the server to ask
     token: str
     origin: str = "the argument"  #: for messages: where the address was found
     fingerprint: str = ""  #: of the one certificate that is good; empty: the machine's authorities decide
+    others: tuple[str, ...] = ()  #: further servers of the same cluster, for when that one does not answer
 
 
 class _Wire:
     """One connection; it closes when its thread's memory of it goes."""
 
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
-        self.connection = connection
+    def __init__(self, connection: http.client.HTTPConnection, url: str) -> None:
+        self.connection, self.url = connection, url
         self.pid = os.getpid()
 
     def __del__(self) -> None:
@@ -74,7 +76,8 @@ class Transport:
         locate: Callable[[], Address] | None = None,
     ) -> None:
         """`locate` finds the address again after a loss: a restarted server may have another port."""
-        check_address(address.url)
+        for url in (address.url, *address.others):
+            check_address(url)
         if not (address.token.isascii() and address.token.isprintable()):
             raise Unauthenticated(f"the token for {address.url} is cut or spoilt; give it as it was made")
         self.address = address
@@ -164,11 +167,26 @@ class Transport:
             if wire.pid == os.getpid():
                 wire.connection.close()
 
+    def elsewhere(self, url: str) -> None:
+        """Find another address than this one, or go on with the next server of those that were named."""
+        if not self.find_again():
+            self._next(url)
+
+    def _next(self, url: str) -> bool:
+        """Leave a server that does not answer, if no other thread has.  False: there is no other."""
+        known = self.address
+        if known.others and known.url == url:
+            first, *rest = known.others
+            self.address = msgspec.structs.replace(known, url=first, others=(*rest, known.url))
+        return bool(known.others)
+
     def _patiently(self, attempt: Callable[[], T]) -> T:
         started = time.monotonic()
         pause = _FIRST_PAUSE_SECONDS
+        left = len(self.address.others)  #: servers that were not asked yet
         while True:
             failure: GeresError
+            url = self.address.url
             try:
                 result = attempt()
                 self._answered = True
@@ -178,6 +196,9 @@ class Transport:
             except StoreUnavailable as error:
                 self._answered = True
                 failure = error
+                if self._next(url) and left:
+                    left -= 1
+                    continue
             except RateLimited as error:
                 self._answered = True
                 failure = error
@@ -200,6 +221,9 @@ class Transport:
                 failure.__cause__ = error
                 if self.find_again():
                     continue
+                if self._next(url) and left:
+                    left -= 1
+                    continue
             patience = self._patience if self._answered else min(FIRST_PATIENCE_SECONDS, self._patience)
             if time.monotonic() - started + pause > patience:
                 if isinstance(failure, Unreachable) and not self._answered and self._wants_tls():
@@ -207,7 +231,7 @@ class Transport:
                     raise Unreachable(f"the server at {self.address.url} wants TLS; write https:{rest}")
                 raise failure
             time.sleep(pause)
-            pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
+            pause, left = min(pause * 2, _LONGEST_PAUSE_SECONDS), len(self.address.others)
 
     def _wants_tls(self) -> bool:
         return self.address.url.startswith("http:") and trust.speaks_tls(self.address.url)
@@ -221,7 +245,8 @@ class Transport:
         except GeresError:
             return False
         known = self.address
-        if (found.url, found.token, found.fingerprint) == (known.url, known.token, known.fingerprint):
+        same_servers = {found.url, *found.others} == {known.url, *known.others}
+        if same_servers and (found.token, found.fingerprint) == (known.token, known.fingerprint):
             return False
         self.address = found
         self.close()
@@ -265,23 +290,27 @@ class Transport:
     def _connection(self, timeout: float) -> tuple[http.client.HTTPConnection, bool]:
         """This thread's connection, and whether it is fresh."""
         wire: _Wire | None = getattr(self._mine, "wire", None)
+        url = self.address.url
         if wire is not None and wire.pid == os.getpid() and (sock := wire.connection.sock) is not None:
-            if not _is_readable(sock):  # between requests only the end of the stream can be read
+            # between requests only the end of the stream can be read
+            if wire.url == url and not _is_readable(sock):
                 sock.settimeout(timeout)
                 return wire.connection, False
             wire.connection.close()
-        parts = urlsplit(self.address.url)
+        parts = urlsplit(url)
         connection: http.client.HTTPConnection
         host, port = parts.hostname or "", parts.port
-        if (place := unix_socket.path_of(self.address.url)) is not None:
-            connection = unix_socket.HTTPConnection(place, timeout)
+        patience = min(timeout, _OTHERS_SECONDS) if self.address.others else timeout
+        if (place := unix_socket.path_of(url)) is not None:
+            connection = unix_socket.HTTPConnection(place, patience)
         elif parts.scheme == "https":
             context = trust.context(self.address.fingerprint)
-            connection = http.client.HTTPSConnection(host, port, timeout=timeout, context=context)
+            connection = http.client.HTTPSConnection(host, port, timeout=patience, context=context)
         else:
-            connection = http.client.HTTPConnection(host, port, timeout=timeout)
+            connection = http.client.HTTPConnection(host, port, timeout=patience)
         connection.connect()
-        self._mine.wire = wire = _Wire(connection)
+        connection.sock.settimeout(timeout)
+        self._mine.wire = wire = _Wire(connection, url)
         self._wires.add(wire)
         return connection, True
 
