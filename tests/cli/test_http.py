@@ -27,6 +27,14 @@ def test_requests_of_a_thread_share_one_connection_and_carry_the_token():
     assert {seen.headers["Authorization"] for seen in peer.seen} == {"Bearer secret"}
 
 
+def test_a_server_may_stand_below_a_path_of_a_proxy():
+    with Peer() as peer:
+        wire = Transport(Address(f"{peer.url}/batch/geres/", "secret"))
+        wire.call("GET", "/v1/nodes", query={"a": 1})
+        wire.close()
+    assert [seen.path for seen in peer.seen] == ["/batch/geres/v1/nodes?a=1"]
+
+
 def test_each_thread_has_a_connection_of_its_own():
     together = threading.Barrier(3)
 

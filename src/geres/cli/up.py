@@ -253,7 +253,10 @@ def _agent_words(flags: dict[str, Any], resources: tuple[str, ...], labels: tupl
 def _tell(home: Path, address: AddressFile, *, stays: bool) -> None:
     write_line(f"geres {__version__} is up at {address.url}")
     if address.fingerprint:
-        say(f"its certificate has the fingerprint {address.fingerprint}")
+        say(
+            f"its certificate has the fingerprint {address.fingerprint}; `geres node join-token` prints how"
+            " another machine joins"
+        )
     place = f" --home {home}" if unix_socket.path_of(address.url) else ""
     if place:
         say("every user of this machine finds it there; their tasks run as their own accounts")

@@ -269,6 +269,8 @@ class Transport:
         self, method: str, target: str, body: bytes | None, headers: dict[str, str], timeout: float
     ) -> http.client.HTTPResponse:
         fields = {**self.credentials(), **headers}
+        if unix_socket.path_of(self.address.url) is None:  # a proxy may have put the server below a path
+            target = urlsplit(self.address.url).path.rstrip("/") + target
         connection, fresh = self._connection(timeout)
         try:
             try:

@@ -13,11 +13,12 @@ import anyio.to_thread
 from geres.api.context import Context
 from geres.blobs.folder import is_unfinished, parse_output_key
 from geres.server.clock import JUMP_US, Clock, wall_us
-from geres.store import arrays, audit, ends, jobs, migrate, servers, tokens, upkeep
+from geres.store import arrays, audit, ends, jobs, joining, migrate, servers, tokens, upkeep
 from geres.store.database import Order
 
 log = logging.getLogger("geres.server")
 
+_JOIN_TOKENS = 1000  #: forgotten at once
 _WAKE_PIECE = 1000
 _ARRAYS = 100
 _SWEEP_PIECE = 1000
@@ -108,7 +109,8 @@ class Migrator:
 
 
 class Janitor:
-    """Forgets what is old: Idempotency-Keys after a day, ended tasks and the audit log after the retention."""
+    """Forgets what is old: Idempotency-Keys after a day; ended tasks, join tokens and the audit log after the
+    retention."""
 
     def __init__(self, context: Context, retention_seconds: float) -> None:
         self._context = context
@@ -123,6 +125,7 @@ class Janitor:
         if used:
             await db.run_as(Order.LOOP, tokens.mark_used, used)
         await db.run_as(Order.LOOP, tokens.forget, before_us=before_us)
+        await db.run_as(Order.LOOP, joining.forget, before_us=before_us, limit=_JOIN_TOKENS)
         entries = await db.run_as(Order.LOOP, audit.forget, before_us=before_us)
         gone = await db.run_as(Order.LOOP, upkeep.forget_tasks, before_us=before_us)
         for blob in gone.blobs:

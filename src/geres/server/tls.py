@@ -17,14 +17,13 @@ from geres import config, trust
 from geres.config import ServerConfig
 from geres.errors import Invalid
 from geres.files import write_private
-from geres.store import shared
+from geres.store import secrets
 from geres.store.database import Database
 
 log = logging.getLogger("geres.server.tls")
 
 SELF_MADE = "self-made"
 FILE_NAME = "tls.pem"  #: in the home: the self-made certificate and its key
-_SECRET = "certificate"
 _LIFE = timedelta(days=3650)  # what is pinned is trusted whatever its dates
 
 
@@ -114,7 +113,7 @@ def _self_made(host: str, home: Path, db: Database, now_us: int) -> Path:
         mine = None
     except OSError as error:
         raise Invalid(f"certificate: {path} cannot be read: {error.strerror}", field="certificate") from None
-    text = db.call(shared.secret, _SECRET, lambda: mine or make(host), now_us=now_us)
+    text = db.call(secrets.shared_text, secrets.CERTIFICATE, lambda: mine or make(host), now_us=now_us)
     if text != mine:
         write_private(path, text)
     return path
