@@ -73,7 +73,7 @@ def test_a_large_array_that_waits_has_one_piece_of_rows_until_its_parents_have_e
     unfold_all(world)
 
     assert states(world, job) == {"queued" if outcome == "succeeded" else "skipped": total}
-    assert world.db.call(doctor.findings, now_us=world.now_us) == []
+    assert world.db.call(doctor.check_invariants) == []
     if outcome == "failed":
         assert world.row("SELECT state FROM job WHERE id = :job", job=int(job))["state"] == "completed"
 

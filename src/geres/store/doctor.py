@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from geres.model.doctor import Finding
 from geres.model.ids import show_task
 from geres.model.units import rfc3339
+from geres.store import unreadable
 from geres.store.database import Tx
 from geres.store.invariants import check_invariants
 
@@ -20,8 +22,8 @@ def ping(tx: Tx) -> None:
 
 
 def findings(tx: Tx, *, now_us: int) -> list[Finding]:
-    """What a look at a few rows shows: records set aside, and wishes that no node has answered."""
-    return [*_quarantined(tx), *_stuck(tx, now_us)]
+    """What a look at some rows shows: records that were set aside or cannot be read, unanswered wishes."""
+    return [*_quarantined(tx), *_unreadable(tx), *_stuck(tx, now_us)]
 
 
 def _quarantined(tx: Tx) -> Iterator[Finding]:
@@ -32,6 +34,16 @@ def _quarantined(tx: Tx) -> Iterator[Finding]:
             at=rfc3339(row["at"]),
             text=f"a record of {row['kind']} {row['key']} was set aside: {row['error']}",
             next="report it; its task failed with the reason `internal`",
+        )
+
+
+def _unreadable(tx: Tx) -> Iterator[Finding]:
+    for one in itertools.islice(unreadable.look(tx), _MOST):
+        yield Finding(
+            kind="unreadable",
+            id=show_task(one.id) if one.kind == "task" else str(one.id),
+            text=f"the record of {one.kind} {one.key} cannot be read: {one.error}",
+            next="`geres restart` sets it aside and fails the waiting tasks that need it",
         )
 
 

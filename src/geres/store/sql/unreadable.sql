@@ -58,3 +58,19 @@ UPDATE job SET spec = '{}', meta = '{}' WHERE id = :id
 
 -- name: replace_argv
 UPDATE task SET argv = '["(unreadable)"]' WHERE id = :id
+
+-- What can be read is only known to who reads it: the newest, a piece at a time.
+
+-- name: newest_specs
+SELECT id, 'of job ' || job_id AS about, body, meta FROM spec ORDER BY id DESC LIMIT :limit OFFSET :offset
+
+-- name: newest_classes
+SELECT id, '' AS about, body FROM resource_class ORDER BY id DESC LIMIT :limit OFFSET :offset
+
+-- name: newest_jobs
+SELECT id, '' AS about, spec, meta FROM job ORDER BY id DESC LIMIT :limit OFFSET :offset
+
+-- name: newest_tasks
+-- Those that have ended are shown as unreadable and need nothing.
+SELECT id, '' AS about, CASE WHEN argv IS NULL OR ended_at IS NOT NULL THEN '[]' ELSE argv END
+  FROM task ORDER BY created_at DESC, id DESC LIMIT :limit OFFSET :offset
