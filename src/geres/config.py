@@ -60,11 +60,12 @@ class ServerConfig(Struct, frozen=True):
     order: str = "fair"
     #: A task that has waited so long gets a node reserved, so that small ones do not starve it.
     reserve_after_seconds: float = 300.0
-    #: Commands for nodes, run with the node's name as their last word: `kickstart` for one that is silent,
-    #: `reboot` for `geres node reboot`.
+    #: Commands for nodes, run with the node's name as their last word: `kickstart` for one that is silent, at
+    #: growing intervals until it has been so for the time `give_up` (1h); `reboot` for `geres node reboot`.
     hooks: dict[str, str] = {}
-    #: So long `kickstart` is tried for a silent node, at growing intervals.
-    kickstart_seconds: float = 3600.0
+    #: An identity provider whose tokens are good here: `issuer`, `audience`, and what its claims mean (see
+    #: operations/access.md).
+    oidc: dict[str, str] = {}
     #: A submitter is warned where the disk of a node is fuller than so many percent.
     disk_warn_percent: int = 90
 
@@ -208,7 +209,7 @@ class Config(Struct, frozen=True):
         yield from _one_of("server.placement", server.placement, ("pack", "spread"))
         yield from _one_of("server.order", server.order, ("fair", "fifo"))
         for hook, command in server.hooks.items():
-            yield from _one_of("server.hooks", hook, ("kickstart", "reboot"))
+            yield from _one_of("server.hooks", hook, ("kickstart", "reboot", "give_up"))
             if not command.strip():
                 yield "server.hooks", f"{hook} is empty; leave it out"
         if agent.limit_factor < 1:
@@ -216,6 +217,10 @@ class Config(Struct, frozen=True):
                 "agent.limit_factor",
                 f"{agent.limit_factor:g} would end tasks within their request; at least 1",
             )
+        try:
+            parse_duration(server.hooks.get("give_up", "1h"), "give_up")
+        except Invalid as error:
+            yield "server.hooks", str(error)
         if agent.name and not is_node_name(agent.name):
             yield (
                 "agent.name",

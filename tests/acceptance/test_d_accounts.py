@@ -256,7 +256,7 @@ def test_u015_a_made_up_token_and_the_operators_words_are_refused(machine: Share
     machine.one.run("cancel", one_task, check=True)
 
 
-def test_u015_no_port_is_opened_and_a_claimed_address_counts_for_nothing(machine: Shared) -> None:
+def test_u015_no_port_is_opened(machine: Shared) -> None:
     for process in machine.processes():
         listening = [one for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]
         assert not listening, (process.cmdline(), listening)

@@ -55,7 +55,7 @@ def _leaving(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_options
-@click.option("-w", "--wait", is_flag=True, help="Come back when no task is on them any more.")
+@click.option("--wait", is_flag=True, help="Come back when no task is on them any more.")
 @click.pass_obj
 def node_drain(
     app: App, names: tuple[str, ...], wait: bool, json: bool, quiet: bool, dry_run: bool, reason: str | None
@@ -143,9 +143,9 @@ def node_reboot(
 @click.command()
 @click.argument("name")
 @click.option("--since", metavar="TIME", default="1d", help="Only of the last 1h, 30m, ...  [1d]")
-@click.option("-o", "--output", metavar="FILE", help="Write it to a file instead of stdout.")
+@click.option("-o", "--output", "stdout", metavar="FILE", help="Write it to a file instead of stdout.")
 @click.pass_obj
-def node_logs(app: App, name: str, since: str, output: str | None) -> None:
+def node_logs(app: App, name: str, since: str, stdout: str | None) -> None:
     """Print what a node's agent and supervisor have logged, brought here through the agent."""
     from geres.model.units import parse_duration  # only this command needs it
 
@@ -153,16 +153,16 @@ def node_logs(app: App, name: str, since: str, output: str | None) -> None:
     first = next(pieces, b"")  # a refusal leaves no file
     try:
         with contextlib.ExitStack() as stack:
-            out: IO[bytes] = stack.enter_context(open(output, "wb")) if output else sys.stdout.buffer
+            out: IO[bytes] = stack.enter_context(open(stdout, "wb")) if stdout else sys.stdout.buffer
             size = out.write(first)
             for piece in pieces:
                 size += out.write(piece)
     except OSError as error:
-        if output is None:
+        if stdout is None:
             raise
-        raise Invalid(f"output: {output} cannot be written: {error.strerror}", field="output") from None
-    if output:
-        say(f"geres: {size:,} bytes in {output}")
+        raise Invalid(f"output: {stdout} cannot be written: {error.strerror}", field="output") from None
+    if stdout:
+        say(f"geres: {size:,} bytes in {stdout}")
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

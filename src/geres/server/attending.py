@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 from geres.api.context import Context
+from geres.model.units import parse_duration
 from geres.server import hooks
 from geres.server.dispatcher import Dispatcher
 from geres.store import node_actions
@@ -32,12 +33,12 @@ class Attendant:
         commands: Mapping[str, str],
         *,
         lease_seconds: float,
-        give_up_seconds: float,
     ) -> None:
+        """`commands` are the hooks of the settings."""
         self._context, self._dispatcher, self._commands = context, dispatcher, commands
         self._silent_us = int(lease_seconds / 3 * _MISSED_HEARTBEATS * 1e6)
         self._again_us = int(lease_seconds * 2 * 1e6)
-        self._give_up_us = int(give_up_seconds * 1e6)
+        self._give_up_us = int(parse_duration(commands.get("give_up", "1h"), "give_up") * 1e6)
 
     async def step(self) -> bool:
         """Go on with the nodes that are to go.  True where more tasks have to be asked to leave."""

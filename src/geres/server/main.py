@@ -290,13 +290,7 @@ class _Server:
         lease = self._settings.lease_seconds
         janitor = loops.Janitor(context, self._settings.retention_seconds)
         clock = loops.ClockKeeper(context, self._clock, lease)
-        attendant = Attendant(
-            context,
-            dispatcher,
-            self._settings.hooks,
-            lease_seconds=lease,
-            give_up_seconds=self._settings.kickstart_seconds,
-        )
+        attendant = Attendant(context, dispatcher, self._settings.hooks, lease_seconds=lease)
         if self._db.dialect == "postgres":
             group.start_soon(self._notifier().run)
         for name, step, every, bell in (

@@ -1,0 +1,54 @@
+"""Operators' commands for nodes: bounded in time, output and processes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import psutil
+import pytest
+
+from geres.server import hooks
+from tests.agent.world import until
+
+
+def command(folder: Path, text: str) -> str:
+    path = folder / "hook"
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return f"{path} 'two words'"
+
+
+async def test_a_hook_gets_the_name_last_and_facts_in_its_environment(tmp_path: Path) -> None:
+    said = tmp_path / "said"
+    text = f'printf "%s|" "$@" "$GERES_NODE" "$GERES_HOOK" "$GERES_NODE_HOST" > {said}'
+    assert await hooks.run("kickstart", command(tmp_path, text), "n1", {"GERES_NODE_HOST": "ops@n1"}) is None
+    assert said.read_text() == "two words|n1|n1|kickstart|ops@n1|"
+
+
+async def test_what_went_wrong_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        why = await hooks.run("reboot", command(tmp_path, "echo no such host; exit 4"), "n1", {})
+    assert why == "the hook reboot ended with status 4"
+    assert "no such host" in caplog.text
+    assert "cannot be run" in (await hooks.run("reboot", "/no/such/program", "n1", {}) or "")
+    assert "cannot be run" in (await hooks.run("reboot", "'unclosed", "n1", {}) or "")
+
+
+async def test_a_hook_that_hangs_is_ended_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "_SECONDS", 0.5)
+    pids = tmp_path / "pids"
+    text = f"sleep 1000 & echo $! > {pids}; wait"
+    assert "did not end" in (await hooks.run("kickstart", command(tmp_path, text), "n1", {}) or "")
+    child = int(pids.read_text())
+    until(lambda: not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE)
+
+
+async def test_of_endless_output_the_last_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        text = "head -c 3000000 /dev/zero | tr '\\0' x; echo the end"
+        assert await hooks.run("kickstart", command(tmp_path, text), "n1", {}) is None
+    assert len(caplog.text) < 10_000
+    assert "the end" in caplog.text
