@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.error
 import urllib.request
 
 import pytest
 
-from tests.acceptance.acts import Gate, eventually, shown, submit, wait_for_state
+from tests.acceptance.acts import Gate, another_node, eventually, own_cluster, shown, submit, wait_for_state
 
 
 @pytest.fixture
@@ -93,3 +95,79 @@ def test_u141_the_state_is_for_admins(cluster):
     refused = cluster.run("debug", "state", env=env)
     assert refused.returncode == 3
     assert "admin" in refused.stderr
+
+
+@pytest.fixture
+def limited(request):
+    """A cluster whose node takes one task at once, as its settings file says."""
+    with own_cluster(request, cpus=4, settings="[agent]\nslots = 1\n") as cluster:
+        yield cluster
+
+
+def set_slots(cluster, text):
+    (cluster.home.parent / "geres.toml").write_text(
+        f"[agent]\nslots = {text}\n[agent.labels]\nsite = 'north'\n"
+    )
+
+
+def test_u141_a_changed_limit_is_active_after_a_reload_and_no_task_is_killed(limited, gate):
+    first, second = submit(limited, *gate.words), submit(limited, *gate.words)
+    wait_for_state(limited, first, "running")
+    pids = {part: limited.pid(part) for part in ("server", "agent", "supervisor")}
+    assert "slot" in limited.run("why", second, check=True).stdout
+
+    set_slots(limited, 2)
+    done = limited.run("agent", "reload", "--all", check=True)
+
+    assert "read its settings again" in done.stderr
+    wait_for_state(limited, second, "running")
+    assert wait_for_state(limited, first, "running") == "running"
+    assert {part: limited.pid(part) for part in pids} == pids
+    [node] = shown(limited, "nodes")
+    assert node["labels"] == {"site": "north"}
+    gate.open()
+    limited.run("wait", first, second, check=True)
+    assert [shown(limited, "task", "show", one)["attempt"] for one in (first, second)] == [1, 1]
+    history = shown(limited, "node", "show", node["name"])["history"]
+    assert [one["why"] for one in history].count("the agent read its settings again") == 1
+
+
+@pytest.mark.parametrize("words", [("agent", "reload"), ("agent", "reload", "--all")])
+def test_u141_settings_that_cannot_be_are_refused_and_the_old_ones_stay(limited, words):
+    set_slots(limited, "'many'")
+
+    done = limited.run(*words)
+
+    assert done.returncode == 2
+    assert "the agent keeps its settings" in done.stderr
+    assert "agent.slots" in done.stderr
+    assert limited.run("run", "echo", "alive", check=True, cwd="/").stdout == "alive\n"
+    set_slots(limited, 3)
+    limited.run(*words, check=True)
+
+
+def test_u141_an_agent_here_is_reloaded_by_a_signal(limited, gate):
+    tasks = [submit(limited, *gate.words) for _ in range(3)]
+    wait_for_state(limited, tasks[0], "running")
+    set_slots(limited, 3)
+
+    os.kill(limited.pid("agent"), signal.SIGHUP)
+
+    for task in tasks:
+        wait_for_state(limited, task, "running")
+
+
+def test_u141_agents_elsewhere_are_restarted_with_their_tasks_running(cluster, gate):
+    with another_node(cluster, "far"):
+        task = submit(cluster, "-w", "far", *gate.words)
+        wait_for_state(cluster, task, "running")
+
+        done = cluster.run("agent", "restart", "--nodes", "far,gone")
+
+        assert done.returncode == 4
+        assert "far: the agent began anew" in done.stderr
+        assert "gone: not_found" in done.stderr
+        assert wait_for_state(cluster, task, "running") == "running"
+        gate.open()
+        cluster.run("wait", task, check=True)
+        assert shown(cluster, "task", "show", task)["attempt"] == 1

@@ -64,6 +64,7 @@ class Channel:
         config: AgentConfig,
         folder: Path,
         access: Access,
+        notice: str = "",
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._node = node
@@ -72,6 +73,8 @@ class Channel:
         self._access = access
         self._jitter = jitter
         self._bell = asyncio.Event()
+        self._again = asyncio.Event()
+        self._notice = notice  #: for the node's history, once
         self.leaving = False
         self.is_connected = False
         self._answered_at = 0.0
@@ -92,6 +95,9 @@ class Channel:
             except InvalidURI as error:
                 url = self._access.url
                 raise SystemExit(f"geres agent: {url!r} is no address of a server: {error}") from None
+            if self._again.is_set():
+                self.is_connected = False
+                continue
             failures = 1 if self.is_connected else failures + 1
             self.is_connected = False
             if time.monotonic() - began > _LONGEST_PAUSE_SECONDS:
@@ -104,6 +110,11 @@ class Channel:
             if failures >= self._access.count:  # each address has been tried; only then longer pauses
                 pause = min(pause * 2, longest)
 
+    def renew(self, config: AgentConfig, notice: str) -> None:
+        """Connect again, with these settings and a sentence for the node's history."""
+        self._config, self._notice = config, notice
+        self._again.set()
+
     def leave(self) -> None:
         """Tell the server that this node takes nothing more."""
         self.leaving = True
@@ -115,6 +126,8 @@ class Channel:
         async with open_websocket(self._access, "/v1/agents", 20.0) as socket:
             attempts, running = node.keys()
             greeting = hello(self._config, self._folder, attempts, running, node.gpu_ids())
+            greeting.notice, self._notice = self._notice, ""
+            self._again.clear()
             await socket.send(encode(Frame(hello=greeting)))
             with anyio.fail_after(_WELCOME_SECONDS):
                 first = _read(await socket.recv())
@@ -146,6 +159,11 @@ class Channel:
                     refusal.append(str(error) or type(error).__name__)
                 group.cancel_scope.cancel()
 
+            async def begin_again() -> None:
+                await self._again.wait()
+                group.cancel_scope.cancel()
+
+            group.start_soon(begin_again)
             group.start_soon(self._write, socket)
             group.start_soon(self._beat, socket, welcome)
             group.start_soon(listen)

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from geres.agent.local import Localities
 from geres.agent.machine import node_name
 from geres.agent.node import Node
 from geres.agent.orders import Orders, Place, account_environment
+from geres.agent.renewal import Renewal, notice_of_start
 from geres.agent.streams import Streams
 from geres.agent.upkeep import Upkeep
 from geres.agent.upload import Uploader
@@ -54,6 +56,7 @@ class Options:
     config: AgentConfig
     log: LogConfig
     accounts: dict[str, str]  #: see config.AgentConfig
+    read: Callable[[], settings.Config]  #: the settings as they are now
     stop_tasks: bool = False  #: end the tasks on the way out, and the supervisor with them
 
     @property
@@ -80,10 +83,11 @@ class Stop:
         (self.first if self.count == 1 else self.second).set()
 
 
-async def run(options: Options) -> bool:
+async def run(options: Options, note: Callable[[str], None] = lambda text: None) -> bool:
     """Be a node until told to stop; True where we are to begin anew.
 
-    Raises TimeoutError where no supervisor can be started.
+    `note` is told what came of reading the settings again.  Raises TimeoutError where no supervisor can be
+    started.
     """
     folder, config = options.folder, options.config
     is_up_home = (options.home / "token").exists()  # an agent alone has no admin's token
@@ -110,13 +114,17 @@ async def run(options: Options) -> bool:
     streams = Streams(node, link.path, access, options.home / "logs")
     node.open_stream = streams.open
     upkeep.readers = streams.reader_of
-    channel = Channel(node, config, folder, access)
+    channel = Channel(node, config, folder, access, notice_of_start())
     localities.settle([path for path in place.account["PATH"].split(":") if path[:1] == "/"], 0.3)
     stop = Stop()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.signalled)
-    loop.add_signal_handler(signal.SIGUSR1, stop.begin_anew)
+    log_file = options.home / "logs" / "agent.log"
+    renewal = Renewal(config, options.read, log_file, orders, channel, stop.begin_anew, note)
+    node.renew = renewal.obey
+    loop.add_signal_handler(signal.SIGUSR1, renewal.obey, "restart")
+    loop.add_signal_handler(signal.SIGHUP, renewal.reload)
     try:
         async with anyio.create_task_group() as group:
             await link.open()
@@ -235,7 +243,7 @@ def main(argv: list[str] | None = None) -> int:
     log_setup.keep(options.home / "logs" / "agent.log")
     os.umask(0o077)  # what we write is for us alone; the supervisor gives tasks the usual one
     try:
-        anew = anyio.run(run, options, backend_options={"use_uvloop": _has_uvloop()})
+        anew = anyio.run(run, options, partial(_note, lock), backend_options={"use_uvloop": _has_uvloop()})
     except TimeoutError as error:
         log.error("%s", error)
         return 1
@@ -256,7 +264,13 @@ def _has_uvloop() -> bool:
     return True
 
 
-def _options(words: argparse.Namespace, home: Path) -> Options:
+def _note(lock: int, text: str) -> None:
+    """Leave a sentence for `geres agent reload` beside our process number."""
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n{text}\n".encode(), 0)
+
+
+def _settings(words: argparse.Namespace) -> settings.Config:
     flags: dict[str, Any] = {
         "agent.name": words.name,
         "agent.pool": words.pool,
@@ -267,13 +281,18 @@ def _options(words: argparse.Namespace, home: Path) -> Options:
         "agent.resources": _pairs(words.resource, "resource", int) or None,
         "agent.labels": _pairs(words.label, "label", str) or None,
     }
-    config = settings.load(flags).checked()
+    return settings.load(flags).checked()
+
+
+def _options(words: argparse.Namespace, home: Path) -> Options:
+    config = _settings(words)
     words.url = ",".join(words.url) if words.url else None
     access, agent = _access(words, home, config)
     accounts = {**config.agent.accounts, **_pairs(words.account, "account", str)}
     if words.trust_submitters:
         accounts = {"*": own_account().name}
-    return Options(home, access, agent, config.log, accounts, words.stop_tasks)
+    read = partial(_settings, words)
+    return Options(home, access, agent, config.log, accounts, read, words.stop_tasks)
 
 
 def _access(words: argparse.Namespace, home: Path, config: settings.Config) -> tuple[Access, AgentConfig]:
@@ -395,7 +414,7 @@ def _lock(folder: Path) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        pid = os.pread(lock, 32, 0).decode().strip()
+        pid = os.pread(lock, 32, 0).decode().partition("\n")[0]
         os.close(lock)
         raise Invalid(f"an agent already works in {folder} (process {pid})", field="home") from None
     os.ftruncate(lock, 0)

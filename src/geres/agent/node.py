@@ -62,6 +62,7 @@ class Node:
         self.stdin_given: dict[AttemptKey, int] = {}  # bytes that the task's pipe took; -1: it takes no more
         self._stdin_bells: dict[AttemptKey, asyncio.Event] = {}
         self.open_stream: Callable[[Stream], None] = lambda stream: None
+        self.renew: Callable[[str], None] = lambda wish: None
         self.disks = SlowDisks()
         self._uploads: dict[AttemptKey, tuple[Ended, dict[str, str], int, list[Named]]] = {}
         self._uploading: set[AttemptKey] = set()
@@ -85,6 +86,8 @@ class Node:
             self._forget(frame.ack, kill=False)
         if frame.drain:
             self.link.send(("recall_all",))
+        if frame.agent:
+            self.renew(frame.agent)
 
     def drain(self) -> None:
         """Start nothing more, and give back what waits."""

@@ -148,6 +148,12 @@ class Orders:
         key = self._key(assign, known, account)
         return (assign.task, assign.attempt, key, assign.lane, assign.ahead, words, extra or None)
 
+    def reconfigure(self, config: AgentConfig) -> None:
+        """Other settings from now on; what was started, and what waits, keeps those that it has."""
+        self._config, self._wrap = config, shlex.split(config.wrap)
+        self._dropped += self._keys.values()
+        self._keys.clear()
+
     def drop(self) -> None:
         """Let the supervisor forget what is no longer remembered here; the starts that use it are sent."""
         if self._dropped:

@@ -34,6 +34,8 @@ RULES: dict[tuple[str, str], Roles] = {
     ("POST", "/v1/nodes:undrain"): OPERATORS,
     ("POST", "/v1/nodes:remove"): OPERATORS,
     ("POST", "/v1/nodes:reboot"): OPERATORS,
+    ("POST", "/v1/nodes:reload"): OPERATORS,
+    ("POST", "/v1/nodes:restart"): OPERATORS,
     ("GET", "/v1/debug/state"): ADMINS,
     ("GET", "/v1/doctor"): ADMINS,  # it looks at all tenants
     ("GET", "/metrics"): READERS,

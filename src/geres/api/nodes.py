@@ -17,7 +17,7 @@ from geres.api.peers import Streams
 from geres.api.request import Request
 from geres.errors import Conflict, Invalid
 from geres.model.nodes import Node, NodeDetail, NodesActed, NodesLeave, NodesNamed
-from geres.store import node_actions, node_list
+from geres.store import agent_actions, node_actions, node_list
 from geres.store.node_actions import NodesDone
 
 _LONGEST_SECONDS = 100 * 366 * 86400.0
@@ -121,6 +121,21 @@ async def reboot_nodes(request: Request, data: JSONBody[NodesLeave]) -> NodesAct
     return await _act(request, node_actions.leave, data, how="reboot", running=data.running)
 
 
+@post("/v1/nodes:reload", status_code=200)
+async def reload_agents(request: Request, data: JSONBody[NodesNamed]) -> NodesActed:
+    """Have the agents of nodes read their settings again; tasks go on.
+
+    What came of it stands in the node's history.  409 for a node that is not connected.
+    """
+    return await _act(request, agent_actions.ask, data, what="reload")
+
+
+@post("/v1/nodes:restart", status_code=200)
+async def restart_agents(request: Request, data: JSONBody[NodesNamed]) -> NodesActed:
+    """Have the agents of nodes begin anew, as after an upgrade; tasks stay with the supervisor."""
+    return await _act(request, agent_actions.ask, data, what="restart")
+
+
 async def _act(request: Request, act: Any, data: NodesNamed, **how: Any) -> NodesActed:
     context = request.context
     done: NodesDone = await context.db.run(
@@ -147,5 +162,7 @@ ROUTES: list[Any] = [
     undrain_nodes,
     remove_nodes,
     reboot_nodes,
+    reload_agents,
+    restart_agents,
 ]
 BODIES = [NodesNamed, NodesLeave]

@@ -20,8 +20,18 @@ def server(words: tuple[str, ...]) -> int:
 
 @click.command(context_settings=_PASSED_ON)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def agent(words: tuple[str, ...]) -> int:
-    """Run one agent: this machine becomes a node."""
+@click.pass_context
+def agent(context: click.Context, /, words: tuple[str, ...]) -> int:
+    """Run one agent: this machine becomes a node.
+
+    `geres agent reload` and `geres agent restart` act on agents that run; see their --help.
+    """
+    if words[:1] in (("reload",), ("restart",)):
+        from geres.cli.agents import reload, restart  # needs the client; running an agent does not
+
+        command = reload if words[0] == "reload" else restart
+        with command.make_context(f"geres agent {words[0]}", list(words[1:]), parent=context.parent) as inner:
+            return int(command.invoke(inner) or 0)
     from geres.agent.main import main  # the agent's loops: only this command needs them
 
     return _status_of(main, words)

@@ -68,7 +68,7 @@ def _server_pid(home: Path) -> int:
 
 
 def restart_agent(home: Path) -> int:
-    """Have the agent of this home begin anew, and wait until its node is connected; its process.
+    """Have the agent of this home begin anew, and wait until its node is connected; its process number.
 
     Raises NotFound where no agent works in this home.
     """
@@ -92,7 +92,7 @@ def agent_pid(home: Path) -> int:
     """The process of the agent that works in this home.  Raises NotFound."""
     path = home / "agent" / "agent.lock"
     try:
-        pid = int(path.read_text())
+        pid = int(path.read_text().partition("\n")[0])
     except (OSError, ValueError):
         pid = 0
     if not pid or not is_alive(pid):

@@ -115,6 +115,7 @@ class Hello(Struct):
     gpu_ids: list[tuple[int, int, list[int]]] = []  #: (task, attempt, gpus) of the attempts that have some
     instance: str = ""  #: of the agent's folder: two agents of one name are told apart by it
     address: str = ""  #: where the connection came from; the server writes it
+    notice: str = ""  #: for the node's history: why the agent connects again
 
 
 class Welcome(Struct):
@@ -159,6 +160,7 @@ class Frame(Struct, omit_defaults=True):
     heartbeat: Heartbeat | None = None
     heartbeat_ack: bool = False
     drain: bool = False  #: server: start nothing more.  agent: I am leaving when my tasks have ended
+    agent: str = ""  #: what the agent is to do with itself: reload, restart
 
 
 encode = msgspec.msgpack.Encoder().encode

@@ -75,6 +75,20 @@ class Manager:
         body = node_model.NodesNamed(names=list(names), reason=reason, dry_run=dry_run)
         return self.transport.post("/v1/nodes:undrain", node_model.NodesActed, body).items
 
+    def reload_agents(
+        self, *names: str, reason: str | None = None, dry_run: bool = False
+    ) -> list[node_model.NodeActed]:
+        """Have the agents of nodes read their settings again; what came of it is in the node's history."""
+        body = node_model.NodesNamed(names=list(names), reason=reason, dry_run=dry_run)
+        return self.transport.post("/v1/nodes:reload", node_model.NodesActed, body).items
+
+    def restart_agents(
+        self, *names: str, reason: str | None = None, dry_run: bool = False
+    ) -> list[node_model.NodeActed]:
+        """Have the agents of nodes begin anew; tasks stay with their supervisors."""
+        body = node_model.NodesNamed(names=list(names), reason=reason, dry_run=dry_run)
+        return self.transport.post("/v1/nodes:restart", node_model.NodesActed, body).items
+
     def remove_nodes(
         self, *names: str, running: Any = "wait", reason: str | None = None, dry_run: bool = False
     ) -> list[node_model.NodeActed]:

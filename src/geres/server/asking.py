@@ -5,7 +5,7 @@ from __future__ import annotations
 from geres.model.wire import Ask, Frame
 from geres.server.dispatcher import Dispatcher
 from geres.server.frames import ask_action, ask_signal
-from geres.store import dispatching
+from geres.store import agent_actions, dispatching
 from geres.store.database import Database
 
 
@@ -21,6 +21,9 @@ class Asking:
         asked = await self._db.read(dispatching.asked_on, sorted(dispatcher.desks))
         kills = await self._db.read(dispatching.kills_on, sorted(dispatcher.desks))
         draining = await self._db.read(dispatching.draining, sorted(named)) if named else {}
+        wishes = await self._db.read(agent_actions.asked, sorted(dispatcher.desks))
+        if wishes:
+            await self._db.run(agent_actions.told, [node_id for node_id, _ in wishes])
         frames: dict[int, Frame] = {}
         for node_id, task, attempt, action, message, asked_at in asked:
             desk = dispatcher.desks.get(node_id)
@@ -31,6 +34,8 @@ class Asking:
             )
         for node_id, task, attempt in kills:
             frames.setdefault(node_id, Frame()).ask.append(Ask(task, attempt, "cancel"))
+        for node_id, what in wishes:
+            frames.setdefault(node_id, Frame()).agent = what
         for node_id, frame in frames.items():
             if desk := dispatcher.desks.get(node_id):
                 desk.send(frame)

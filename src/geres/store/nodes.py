@@ -17,6 +17,7 @@ from geres.store.sharing import pool_of
 from geres.store.turn import LockedTask, Turned, settle
 
 _PIECE = 500
+_MOST_NOTICE = 500  #: characters
 
 
 class Held(NamedTuple):
@@ -89,7 +90,7 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
         cpus=round(hello.cpus * 1000),
         memory_bytes=hello.memory_bytes,
         gpus=hello.gpus,
-        info=msgspec.json.encode(msgspec.structs.replace(hello, attempts=[], running=[])).decode(),
+        info=msgspec.json.encode(msgspec.structs.replace(hello, attempts=[], running=[], notice="")).decode(),
         pool_id=pool_id,
         instance=_instance_of(node, hello, now_us),
         now_us=now_us,
@@ -101,6 +102,9 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
     _settle_attempts(tx, hello, answer, node["boot_id"] not in (None, hello.boot_id), now_us)
     state = NodeState.DRAINING if answer.draining else NodeState.RUNNING if answer.held else NodeState.IDLE
     move(tx, answer.node_id, state, why=f"connected from {hello.host}", now_us=now_us)
+    if hello.notice:
+        notice = hello.notice.replace("\0", "")[:_MOST_NOTICE]
+        tx.run("add_node_event", node_id=answer.node_id, state=state, why=notice, now_us=now_us)
     return answer
 
 
