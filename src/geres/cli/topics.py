@@ -113,6 +113,7 @@ What `geres` itself looks at:
 
   GERES_HOME                          the folder of a `geres up`
   GERES_URL, GERES_TOKEN              a cluster elsewhere
+  GERES_FINGERPRINT                   of its certificate, where no authority vouches for it
   NO_COLOR                            no colours
 """
 
