@@ -1,7 +1,7 @@
-"""Options: their units, defaults and sources.  Reading never fails; `Config.check` says all that is wrong.
+"""Options: their units, defaults and checks.  Reading never fails; `Config.check` says all that is wrong.
 
-Sources, weakest first: the defaults here, /etc/geres/geres.toml, geres.toml in the user's configuration
-folder, the nearest geres.toml or .geres.toml from the working directory upwards, the environment
+Sources, which config_sources.py reads, weakest first: the defaults here, /etc/geres/geres.toml, geres.toml in
+the user's configuration folder, the nearest geres.toml or .geres.toml from the working directory upwards, the environment
 (`GERES_SERVER__LEASE_SECONDS=30`), flags.  A file may say `include = ["other.toml", "conf.d/*.toml"]`; what
 it says itself wins over what it includes.  In a value, `${env:NAME}` is an environment variable,
 `${file:PATH}` the text of a file, `${server.port}` another setting, and `$${` a plain `${`.
@@ -15,20 +15,18 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import fields
 
+from geres.config_sources import Sources, nearest_file, users_file, working_folder
 from geres.errors import Invalid
 from geres.model.ids import is_name, is_node_name
-from geres.model.units import parse_cpus, parse_duration, parse_size
+from geres.model.units import parse_duration
 
 DEFAULT_PORT = 4470
 _SYSTEM_FILE = Path("/etc/geres/geres.toml")
-_NAMES_UPWARDS = ("geres.toml", ".geres.toml")
-_ENVIRONMENT = re.compile(r"GERES_([A-Z]+)__([A-Z0-9_]+)")
-_EXPRESSION = re.compile(r"\$\$\{|\$\{([^}]*)\}")
 _LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -302,14 +300,6 @@ def host_id() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def _working_folder() -> Path:
-    """The working directory; the root where it was removed under us."""
-    try:
-        return Path.cwd()
-    except FileNotFoundError:
-        return Path("/")
-
-
 def load(
     flags: Mapping[str, Any] | None = None,
     *,
@@ -323,227 +313,31 @@ def load(
     Never raises for what the sources say: see `Config.check`.
     """
     env = os.environ if env is None else env
-    sources = _Sources(env)
-    user_file = user_file or _user_file()
-    below = cwd or Path(env.get(CONFIG_FROM) or _working_folder())
-    for path in (system_file, user_file, _nearest(below, sources.problems)):
+    sources = Sources(env, KINDS, _default)
+    below = cwd or Path(env.get(CONFIG_FROM) or working_folder())
+    for path in (system_file, user_file or users_file(), nearest_file(below, sources.problems)):
         if path is not None and path.is_file():
             sources.read(path)
-    for name, text in env.items():
-        if match := _ENVIRONMENT.fullmatch(name):
-            sources.put(f"{match[1]}.{match[2]}".lower(), text, f"environment {name}", _working_folder())
+    sources.read_environment()
     for key, value in (flags or {}).items():
         if value is not None:
-            sources.put(key, value, f"flag --{key.partition('.')[2].replace('_', '-')}", _working_folder())
-    return sources.build()
-
-
-class _Raw(NamedTuple):
-    """A value as its source has it.  Paths in it are relative to `folder`."""
-
-    value: Any
-    origin: str
-    folder: Path
-
-
-class _Sources:
-    def __init__(self, env: Mapping[str, str]) -> None:
-        self._env = env
-        self._raw: dict[str, _Raw] = {}
-        self.problems: list[str] = []
-
-    def read(self, path: Path, within: tuple[Path, ...] = ()) -> None:
-        """Take over a file: what it includes first, then what it says itself."""
-        import tomllib  # most machines have no such file
-
-        path = path.absolute()
-        if path in within:
-            self.problems.append(f"{within[-1]}: include of {path} goes in a circle")
-            return
-        try:
-            table = tomllib.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            self.problems.append(f"{path}: cannot be read: {error}")
-            return
-        for included in self._included(path, table.pop("include", [])):
-            self.read(included, (*within, path))
-        for section, values in table.items():
-            if not isinstance(values, dict):
-                self.problems.append(f"{path}: {section} stands outside of a section like [server]")
-                continue
-            for name, value in values.items():
-                self.put(f"{section}.{name}", value, str(path), path.parent)
-
-    def put(self, key: str, value: Any, origin: str, folder: Path) -> None:
-        if key in KINDS:
-            self._raw[key] = _Raw(value, origin, folder)
-        else:
-            self.problems.append(f"{key} ({origin}): there is no such setting{_nearest_key(key)}")
-
-    def build(self) -> Config:
-        values: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
-        origins = {}
-        for key, raw in self._raw.items():
-            section, _, name = key.partition(".")
-            try:
-                values[section][name] = _converted(key, self._resolved(raw, (key,)))
-            except Invalid as error:
-                self.problems.append(f"{key} ({raw.origin}): {str(error).removeprefix(key + ': ')}")
-                continue
-            origins[key] = raw.origin
-        return Config(
-            server=ServerConfig(**values["server"]),
-            agent=AgentConfig(**values["agent"]),
-            client=ClientConfig(**values["client"]),
-            log=LogConfig(**values["log"]),
-            origins=origins,
-            problems=tuple(self.problems),
-        )
-
-    def _included(self, path: Path, patterns: Any) -> Iterator[Path]:
-        from glob import glob, has_magic  # most files include nothing
-
-        for pattern in [patterns] if isinstance(patterns, str) else patterns:
-            found = sorted(glob(str(path.parent / str(pattern))))
-            if not found and not has_magic(str(pattern)):
-                self.problems.append(f"{path}: include names {pattern}, which is not there")
-            yield from map(Path, found)
-
-    def _resolved(self, raw: _Raw, within: tuple[str, ...]) -> Any:
-        """The value with its expressions replaced, in tables and lists too."""
-        value = raw.value
-        if isinstance(value, str):
-            return _EXPRESSION.sub(lambda match: self._expression(match, raw, within), value)
-        if isinstance(value, list):
-            return [self._resolved(_Raw(one, raw.origin, raw.folder), within) for one in value]
-        if isinstance(value, dict):
-            return {
-                name: self._resolved(_Raw(one, raw.origin, raw.folder), within) for name, one in value.items()
-            }
-        return value
-
-    def _expression(self, match: re.Match[str], raw: _Raw, within: tuple[str, ...]) -> str:
-        if match[1] is None:
-            return "${"
-        kind, colon, rest = match[1].partition(":")
-        if colon and kind == "env":
-            if rest not in self._env:
-                raise Invalid(f"{match[0]}: the environment has no {rest}")
-            return self._env[rest]
-        if colon and kind == "file":
-            try:
-                return (raw.folder / Path(rest).expanduser()).read_text().strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise Invalid(f"{match[0]}: cannot be read: {error}") from None
-        if match[1] in within:
-            raise Invalid(f"{match[0]}: leads back to itself")
-        if match[1] not in KINDS:
-            raise Invalid(
-                f"{match[0]}: write ${{env:NAME}}, ${{file:PATH}} or a setting like ${{server.port}}"
-            )
-        if match[1] in self._raw:
-            return _plain(self._resolved(self._raw[match[1]], (*within, match[1])))
-        section, _, name = match[1].partition(".")
-        return _plain(getattr(SECTIONS[section](), name))
-
-
-def _converted(key: str, value: Any) -> Any:
-    """The value in the type of its field; texts as the environment and flags have them are parsed."""
-    kind = KINDS[key]
-    if kind is str:
-        if not isinstance(value, str):
-            raise Invalid(f"{value!r} is no text; put it in quotes")
-        return value
-    if kind is bool:
-        return _switch(value)
-    if key == "client.priority":
-        from geres.model.options import parse_priority  # only those who set it need the tasks' model
-
-        return parse_priority(value, key)
-    if kind is int:
-        return parse_size(value, key) if key.endswith("_bytes") else _whole(value)
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise Invalid(f"{value!r} is no number")
-        if key.endswith("_seconds"):
-            return parse_duration(value, key)
-        return parse_cpus(value, key)
-    if kind == tuple[str, ...]:
-        words = [word.strip() for word in value.split(",")] if isinstance(value, str) else value
-        if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-            raise Invalid(f"{value!r} is no list of texts")
-        return tuple(word for word in words if word)
-    pairs = _pairs(value)
-    return {name: _whole(one) for name, one in pairs.items()} if kind == dict[str, int] else pairs
-
-
-def _switch(value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    if str(value).lower() in ("true", "yes", "on", "1"):
-        return True
-    if str(value).lower() in ("false", "no", "off", "0"):
-        return False
-    raise Invalid(f"{value!r} is neither true nor false")
-
-
-def _whole(value: Any) -> int:
-    if isinstance(value, int | str) and not isinstance(value, bool):
-        try:
-            return int(value)
-        except ValueError:
-            pass
-    raise Invalid(f"{value!r} is no whole number")
-
-
-def _pairs(value: Any) -> dict[str, Any]:
-    if isinstance(value, str):
-        halves = [part.partition("=") for part in value.split(",") if part.strip()]
-        if not all(equals for _, equals, _ in halves):
-            raise Invalid(f"{value!r} is no list of NAME=VALUE, parted by commas")
-        return {name.strip(): text.strip() for name, _, text in halves}
-    if not isinstance(value, dict):
-        raise Invalid(f"{value!r} is no table")
-    return {
-        name: one if isinstance(one, int) and not isinstance(one, bool) else _plain(one)
-        for name, one in value.items()
+            sources.put(key, value, f"flag --{key.partition('.')[2].replace('_', '-')}", working_folder())
+    values, origins = sources.values()
+    sections = {
+        section: kind(**{name: one for (of, name), one in values.items() if of == section})
+        for section, kind in SECTIONS.items()
     }
+    return Config(**sections, origins=origins, problems=tuple(sources.problems))
 
 
-def _plain(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _default(key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(SECTIONS[section](), name)
 
 
 def own_file() -> Path:
     """Where the settings of this account lie; for root those of the whole machine."""
-    return _SYSTEM_FILE if os.geteuid() == 0 else _user_file()
-
-
-def _user_file() -> Path:
-    from platformdirs import user_config_path  # see `home`
-
-    return user_config_path("geres") / "geres.toml"
-
-
-def _nearest(cwd: Path, problems: list[str]) -> Path | None:
-    """The first file from `cwd` upwards.  One of another account is left out: it could change what runs."""
-    for folder in (cwd, *cwd.parents):
-        for name in _NAMES_UPWARDS:
-            path = folder / name
-            if not path.is_file():
-                continue
-            if path.stat().st_uid not in (0, os.getuid()):
-                problems.append(f"{path}: belongs to another account; it is not read")
-                return None
-            return path
-    return None
-
-
-def _nearest_key(key: str) -> str:
-    from difflib import get_close_matches  # slow to import, and only a mistake needs it
-
-    near = get_close_matches(key, KINDS, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return _SYSTEM_FILE if os.geteuid() == 0 else users_file()
 
 
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> Iterator[tuple[str, str]]:
