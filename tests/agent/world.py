@@ -65,6 +65,7 @@ class Server:
         self.acknowledges = True
         self.refuses_uploads = False
         self.heartbeat_seconds = 0.5
+        self.answers_heartbeats = True
         self.peers: list[Peer] = []
         self.ended: dict[AttemptKey, Ended] = {}
         self.end_count: dict[AttemptKey, int] = {}
@@ -79,6 +80,10 @@ class Server:
         self._spec_id = 0
 
     # what tests do
+
+    @property
+    def lease_seconds(self) -> float:
+        return self.heartbeat_seconds * 6
 
     @property
     def peer(self) -> Peer:
@@ -183,9 +188,7 @@ class Server:
         assert first.hello is not None
         peer = Peer(first.hello, send)
         epoch = len(self.peers) + 1
-        await peer.send(
-            Frame(welcome=Welcome(epoch, 1, self.heartbeat_seconds * 6, self.heartbeat_seconds, "0"))
-        )
+        await peer.send(Frame(welcome=Welcome(epoch, 1, self.lease_seconds, self.heartbeat_seconds, "0")))
         self.peers.append(peer)
         self._changed.set()
         while (message := await receive())["type"] == "websocket.receive":
@@ -206,7 +209,8 @@ class Server:
             await peer.send(Frame(ack=[(ended.task, ended.attempt) for ended in frame.ended]))
         if frame.heartbeat is not None:
             self.heartbeats.append(frame.heartbeat)
-            await peer.send(Frame(heartbeat_ack=True))
+            if self.answers_heartbeats:
+                await peer.send(Frame(heartbeat_ack=True, heard=frame.heartbeat.number))
         self.drained = self.drained or frame.drain
 
     async def _take_stream(self, name: str, receive: Any, send: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,35 @@ async def test_a_signal_is_sent_once_however_often_the_bell_rings(servers: Serve
         await Asking(servers.db, servers.dispatcher).step()
 
     assert [ask.signal for frame in servers.frames for ask in frame.ask] == [1]
+
+
+async def test_what_a_node_does_not_start_in_time_is_taken_back_and_the_node_connects_again(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent, started = servers.world.submit(2)
+    desk = await servers.connect()
+    await servers.turns()
+    servers.dispatcher.receive(desk, Frame(started=[(key(started), 1, 1)]))
+    await servers.turns()
+
+    async def look_after(leases: float) -> None:
+        later = time.monotonic() + leases * LEASE_US / SECOND
+        servers.world.now_us += int(0.3 * LEASE_US)  # nor does the lease of the node end meanwhile
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "monotonic", lambda: later)
+            await servers.leases.lose_step()
+
+    await look_after(1.9)
+    assert servers.world.state(silent) == "assigned"
+    await look_after(2.1)
+
+    assert servers.world.state(silent) == "queued"
+    assert servers.world.state(started) == "running"
+    assert servers.closed == ["it does not start what it is given: connect again"]
+    await servers.connect(attempts=[(key(one), 1) for one in (silent, started)], running=[(key(started), 1)])
+    assert servers.frames[0].kill == [(key(silent), 1)]
+    await look_after(9.0)
+    assert servers.world.state(started) == "running"
 
 
 async def test_a_good_bye_is_stored_when_the_store_is_back(servers: Servers) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from geres.errors import Invalid, JobFinished, NameTaken
 from geres.model.states import TaskState
 from geres.model.tasks import Retry, TaskRow, TaskSpec
-from geres.store import ends, jobs, submit, task_actions
+from geres.store import ends, jobs, nodes, submit, task_actions
 from geres.store.database import Tx
 from geres.store.turn import Candidate, Gathered, Placement, turn
 from tests.store.world import LEASE_US, SECOND, FirstNode, World, ended, key
@@ -134,6 +135,72 @@ def test_a_task_that_loses_its_node_three_times_fails(world: World) -> None:
 
     assert world.state(task) is TaskState.FAILED
     assert world.task(task)["reason"] == "crash_limit"
+
+
+@pytest.mark.parametrize(
+    ("node_says", "task_says", "kept"),
+    [("keep", None, True), ("run", "keep", True), ("keep", "run", False), ("keep", "stop", False)],
+)
+def test_what_is_to_be_kept_for_its_node_is_given_to_nobody_while_that_is_away(
+    world: World, node_says: str, task_says: Any, kept: bool
+) -> None:
+    [task] = world.submit(on_disconnect=task_says)
+    [other] = world.submit(on_disconnect="run")
+    node = world.connect(on_disconnect=node_says)
+    world.assign(node)
+    world.turn(node, 0, started=[(key(one), 1) for one in (task, other)])
+
+    world.now_us += LEASE_US
+    world.lose()
+    world.now_us += 1000 * LEASE_US
+    assert not world.lose().more
+
+    assert world.state(task) is (TaskState.RUNNING if kept else TaskState.QUEUED)
+    assert world.state(other) is TaskState.QUEUED
+    if kept:  # and when the node is back it goes on
+        again = world.connect(has=[(key(task), 1)], running=[(key(task), 1)], on_disconnect=node_says)
+        assert [held.id for held in again.held] == [key(task)]
+        world.turn(again, 0, ended=[ended(task, 1)])
+        assert world.state(task) is TaskState.SUCCEEDED
+
+
+def test_what_was_kept_for_a_node_is_given_away_when_that_is_removed(world: World) -> None:
+    [task] = world.submit(on_disconnect="keep")
+    node = world.connect()
+    world.assign(node)
+    world.now_us += LEASE_US
+    world.lose()
+    assert world.state(task) is TaskState.ASSIGNED
+
+    world.db.call(lambda tx: tx.text("UPDATE node SET removed_at = 1 RETURNING id", {}))
+    world.lose()
+
+    assert world.state(task) is TaskState.QUEUED
+
+
+def test_what_a_node_does_not_start_is_taken_back_uncharged(world: World) -> None:
+    silent, started, over = world.submit(3)
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, started=[(key(started), 1)], ended=[ended(over, 1)])
+
+    done = world.db.call(
+        nodes.take_back,
+        node.node_id,
+        node.epoch,
+        [(key(one), 1) for one in (silent, started, over)],
+        now_us=world.now_us,
+    )
+
+    assert [report.task for _, report, _ in done.accepted] == [key(silent)]
+    assert (world.state(silent), world.task(silent)["requeue_count"]) == (TaskState.QUEUED, 0)
+    assert world.state(started) is TaskState.RUNNING
+    world.turn(node, 0, ended=[ended(silent, 1)])
+    assert world.state(silent) is TaskState.QUEUED, "what it says too late is refused"
+    stale = world.db.call(
+        nodes.take_back, node.node_id, node.epoch - 1, [(key(started), 1)], now_us=world.now_us
+    )
+    assert not stale.accepted
 
 
 def test_on_lost_fail_is_obeyed(world: World) -> None:

@@ -66,11 +66,17 @@ class World:
         return str(self.db.call(submit.create_job, self.ann, JobSpec(**options), now_us=self.now_us))
 
     def connect(
-        self, name: str = "n1", has: Sequence[tuple[int, int]] = (), running: Sequence[tuple[int, int]] = ()
+        self,
+        name: str = "n1",
+        has: Sequence[tuple[int, int]] = (),
+        running: Sequence[tuple[int, int]] = (),
+        **facts: Any,
     ):
         """A new connection of a node that says it has these attempts."""
         hello = Hello(1, "0", name, "boot", "host", name, "x86_64", "linux", 1, "ann", 4.0, 1 << 33)
         hello.attempts, hello.running = list(has), list(running)
+        for fact, value in facts.items():
+            setattr(hello, fact, value)
         return self.db.call(
             nodes.hello, hello, tenant_id=self.tenant_id, server_id=1, lease_us=LEASE_US, now_us=self.now_us
         )

@@ -38,6 +38,7 @@ class Spec:
         "stderr",
         "stdin",
         "stdout",
+        "stops_alone",
         "time_limit_seconds",
         "umask",
     )
@@ -60,6 +61,8 @@ class Spec:
         self.keep_output: bool = fields.get("keep_output", True)
         self.output_limit_bytes: int = fields.get("output_limit_bytes", 64 << 20)
         self.time_limit_seconds: float | None = fields.get("time_limit_seconds")
+        #: ended when the lease of the node is about to end
+        self.stops_alone: bool = fields.get("stops_alone", False)
         self.grace_seconds: float = fields.get("grace_seconds", 20.0)
         #: (uid, gid, further groups) of the account that it runs as; None: ours
         self.account: tuple[int, int, tuple[int, ...]] | None = fields.get("account")

@@ -8,6 +8,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -17,6 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from geres import config, trust, unix_socket
+from geres.agent import lease
 from geres.agent.access import REMEDY, Access
 from geres.agent.machine import heartbeat, hello
 from geres.agent.node import Node
@@ -78,6 +80,7 @@ class Channel:
         self.leaving = False
         self.is_connected = False
         self._answered_at = 0.0
+        self._beats: dict[int, float] = {}  # number to when it was sent, of those not acknowledged
         node.wake = self._bell.set
 
     async def run(self) -> None:
@@ -122,12 +125,19 @@ class Channel:
 
     async def _serve(self) -> None:
         node = self._node
-        await node.listed.wait()
+        await node.supervisor_answers()
         async with open_websocket(self._access, "/v1/agents", 20.0) as socket:
             attempts, running = node.keys()
+<<<<<<< ours
             greeting = hello(self._config, self._folder, attempts, running, node.gpu_ids())
             greeting.notice, self._notice = self._notice, ""
             self._again.clear()
+=======
+            greeting = hello(
+                self._config, self._folder, attempts, running, node.gpu_ids(), node.orders.on_disconnect
+            )
+            sent = lease.clock()
+>>>>>>> theirs
             await socket.send(encode(Frame(hello=greeting)))
             with anyio.fail_after(_WELCOME_SECONDS):
                 first = _read(await socket.recv())
@@ -135,6 +145,8 @@ class Channel:
                 raise Refused(first.error or "its first frame is no welcome")
             log.info("connected to %s, epoch %d", self._access.url, first.welcome.epoch)
             node.connected()
+            self._beats.clear()
+            self._hold_lease(sent, first.welcome)
             self._answered_at = time.monotonic()
             self.is_connected = True
             node.obey(first)
@@ -151,6 +163,7 @@ class Channel:
                         frame = _read(data)
                         if frame.heartbeat_ack:
                             self._answered_at = time.monotonic()
+                            self._heard(frame.heard, welcome)
                         self._node.obey(frame)
                         if frame.error is not None:
                             refusal.append(frame.error)
@@ -170,6 +183,16 @@ class Channel:
         if refusal:
             raise Refused(refusal[0])
 
+    def _hold_lease(self, sent: float, welcome: Welcome) -> None:
+        self._node.link.send(("lease", lease.until(sent, welcome.lease_seconds)))
+
+    def _heard(self, number: int, welcome: Welcome) -> None:
+        """A heartbeat renewed the lease: the one of that number, of an earlier server perhaps the oldest."""
+        number = number or min(self._beats, default=0)
+        if number in self._beats:
+            self._hold_lease(self._beats[number], welcome)
+        self._beats = {later: sent for later, sent in self._beats.items() if later > number}
+
     async def _write(self, socket: ClientConnection) -> None:
         """Send what there is to tell, one frame for all that has gathered."""
         said_leave = False
@@ -187,12 +210,22 @@ class Channel:
 
     async def _beat(self, socket: ClientConnection, welcome: Welcome) -> None:
         node = self._node
-        while True:
-            beat = heartbeat(self._folder, node.unreported(), node.draining)
-            try:
-                await socket.send(encode(Frame(heartbeat=beat)))
-            except ConnectionClosed:
-                return
+        node.answered_at = time.monotonic()
+        for number in count(1):
+            if node.answers and time.monotonic() - node.answered_at > welcome.lease_seconds:
+                log.warning(
+                    "the supervisor does not answer; without it this node can do nothing, and is lost"
+                )
+            else:
+                beat = heartbeat(
+                    self._folder, node.unreported(), node.draining, number=number, full=node.is_full
+                )
+                self._beats[number] = lease.clock()
+                try:
+                    await socket.send(encode(Frame(heartbeat=beat)))
+                except ConnectionClosed:
+                    return
+            node.link.send(("ping",))
             node.repeat(time.monotonic())
             await anyio.sleep(welcome.heartbeat_seconds)
             if time.monotonic() - self._answered_at > welcome.lease_seconds * _SILENT_LEASES:

@@ -41,6 +41,7 @@ def hello(
     attempts: list[AttemptKey],
     running: list[AttemptKey],
     gpu_ids: list[tuple[int, int, list[int]]],
+    on_disconnect: str,
 ) -> Hello:
     return Hello(
         protocol=PROTOCOL,
@@ -66,6 +67,7 @@ def hello(
         slots=config.slots,
         gpu_ids=gpu_ids,
         instance=_instance(folder),
+        on_disconnect=on_disconnect,
     )
 
 
@@ -79,7 +81,9 @@ def _instance(folder: Path) -> str:
         return path.read_text().strip()
 
 
-def heartbeat(folder: Path, attempts: list[AttemptKey], draining: bool) -> Heartbeat:
+def heartbeat(
+    folder: Path, attempts: list[AttemptKey], draining: bool, *, number: int = 0, full: bool = False
+) -> Heartbeat:
     disk = psutil.disk_usage(str(folder))
     return Heartbeat(
         count=len(attempts),
@@ -88,4 +92,6 @@ def heartbeat(folder: Path, attempts: list[AttemptKey], draining: bool) -> Heart
         disk_free_bytes=disk.free,
         draining=draining,
         disk_total_bytes=disk.used + disk.free,  # without what is kept for root, as `df` counts
+        number=number,
+        full=full,
     )

@@ -58,6 +58,7 @@ class Options:
     accounts: dict[str, str]  #: see config.AgentConfig
     read: Callable[[], settings.Config]  #: the settings as they are now
     stop_tasks: bool = False  #: end the tasks on the way out, and the supervisor with them
+    on_disconnect: str = "run"  #: see TaskSpec
 
     @property
     def folder(self) -> Path:
@@ -95,6 +96,7 @@ async def run(options: Options, note: Callable[[str], None] = lambda text: None)
     place = Place(
         *(node_name(config), access.url, options.home, folder, is_up_home, account_environment()),
         access.fingerprint,
+        on_disconnect=options.on_disconnect,
     )
     _make_folders(folder, place)
     accounts = Accounts(options.accounts)
@@ -291,8 +293,12 @@ def _options(words: argparse.Namespace, home: Path) -> Options:
     accounts = {**config.agent.accounts, **_pairs(words.account, "account", str)}
     if words.trust_submitters:
         accounts = {"*": own_account().name}
+<<<<<<< ours
     read = partial(_settings, words)
     return Options(home, access, agent, config.log, accounts, read, words.stop_tasks)
+=======
+    return Options(home, access, agent, config.log, accounts, words.stop_tasks, words.on_disconnect)
+>>>>>>> theirs
 
 
 def _access(words: argparse.Namespace, home: Path, config: settings.Config) -> tuple[Access, AgentConfig]:
@@ -385,6 +391,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--trust-submitters", action="store_true", help="run everybody's tasks as the agent's own account"
+    )
+    parser.add_argument(
+        "--on-disconnect",
+        choices=["run", "stop", "keep"],
+        default="run",
+        help="what becomes of tasks that do not say, when this node loses contact: they run on, and another"
+        " node may get them too; stop before another may get them; or wait for this node  [run]",
     )
     parser.add_argument(
         "--stop-tasks",

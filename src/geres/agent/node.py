@@ -55,6 +55,10 @@ class Node:
         self._to_send: dict[AttemptKey, None] = {}
         self._sent_at: dict[AttemptKey, float] = {}
         self.draining = False
+        self.is_full = False  # the disk has no room for another task
+        self.answers = False  # the supervisor is one that answers pings
+        self.answered_at = 0.0
+        self._pong = asyncio.Event()
         self.wake: Callable[[], None] = lambda: None
         self.listed = asyncio.Event()
         self.progress = asyncio.Event()  # set whenever an attempt ends or an end is acknowledged
@@ -88,6 +92,14 @@ class Node:
             self.link.send(("recall_all",))
         if frame.agent:
             self.renew(frame.agent)
+
+    async def supervisor_answers(self) -> None:
+        """Wait until it does; without it there is nothing that this node could do."""
+        await self.listed.wait()
+        if self.answers:
+            self._pong.clear()
+            self.link.send(("ping",))
+            await self._pong.wait()
 
     def drain(self) -> None:
         """Start nothing more, and give back what waits."""
@@ -210,6 +222,9 @@ class Node:
                 self.stdin_given[key] = frame[2]
             if (bell := self._stdin_bells.pop(key, None)) is not None:
                 bell.set()
+        elif what == "pong":
+            self.answered_at = time.monotonic()
+            self._pong.set()
         elif what == "list":
             self._take_list(*frame[1:])
 
@@ -230,6 +245,7 @@ class Node:
         running: list[tuple[int, int, int, int, int]],
         ended: list[tuple[Any, ...]],
         gpu_ids: list[tuple[int, int, list[int]]] | None = None,
+        answers: bool = False,
     ) -> None:
         """A (new) connection to the supervisor begins with all that it has."""
         here = {key: ENDED for key in self.attempts if key in self.ended or key in self._uploads}
@@ -249,7 +265,9 @@ class Node:
         log.info(
             "supervisor %d has %d running, %d waiting, %d ended", pid, len(running), len(waiting), len(ended)
         )
+        self.answers, self.answered_at = answers, time.monotonic()
         self.listed.set()
+        self._pong.set()
         self.wake()
 
     def _lose(self, key: AttemptKey) -> None:

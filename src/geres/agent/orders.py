@@ -34,6 +34,7 @@ class Place:
     is_up_home: bool = True  #: the home is that of a `geres up`
     account: dict[str, str] = field(default_factory=dict)
     fingerprint: str = ""  #: of the server's certificate, where it is pinned
+    on_disconnect: str = "run"  #: what becomes of tasks that do not say
 
     @property
     def shared(self) -> Path:
@@ -97,6 +98,10 @@ class Orders:
         self._next_key = 1
         self._dropped: list[int] = []
         self._wrap = shlex.split(config.wrap)
+
+    @property
+    def on_disconnect(self) -> str:
+        return self._place.on_disconnect
 
     def forget_server(self) -> None:
         """A new connection: specifications are sent anew."""
@@ -208,6 +213,7 @@ class Orders:
             "keep_output": spec.keep_output,
             "output_limit_bytes": output_limit,
             "disk_bytes": spec.disk_bytes or config.disk_bytes,
+            "stops_alone": (spec.on_disconnect or self.on_disconnect) == "stop",
             "time_limit_seconds": spec.time_limit_seconds,
             "grace_seconds": spec.grace_seconds,
             "memo": (output_limit, spec.retain_seconds),

@@ -26,6 +26,7 @@ from geres.agent.capture import INLINE_BYTES, File
 from geres.agent.family import Children, kill, owner_by_environment, stat_of
 from geres.agent.journal import Journal
 from geres.agent.lanes import Lanes
+from geres.agent.lease import ALONE, Lease
 from geres.agent.process import Unstartable, explain_note, now_us, parse_notes, usage_of
 from geres.agent.starting import Starter
 
@@ -49,6 +50,7 @@ class Running:
         self.new_ended: list[End] = []
         self.is_urgent = False  # a report that somebody may wait for
         self.lanes = Lanes()
+        self.lease = Lease()
         self.close_input: Callable[[Attempt], None] = lambda attempt: None
         self._timers: list[tuple[float, int, Attempt]] = []
         self._timer_count = 0
@@ -117,6 +119,17 @@ class Running:
         except (ProcessLookupError, PermissionError):
             return False
         return True
+
+    def stop_alone(self) -> None:
+        """The lease is about to end: end what must never run at once with a second try of it elsewhere."""
+        for attempt in list(self.attempts.values()):
+            if not attempt.spec.stops_alone:
+                continue
+            if attempt.state is WAITING:
+                self._give_back(attempt)
+            elif attempt.state is RUNNING:
+                attempt.verdict = attempt.verdict or ALONE
+                kill(attempt.pid, group=True)
 
     def kill_silently(self, keys: list[Key]) -> None:
         """End attempts that the store does not know; nothing is reported."""
@@ -245,6 +258,9 @@ class Running:
         heapq.heappush(self._timers, (when, self._timer_count, attempt))
 
     def _start(self, attempt: Attempt, now: float) -> None:
+        if attempt.spec.stops_alone and self.lease.has_ended:  # the order came late, or we were frozen
+            self._give_back(attempt)
+            return
         try:
             self.starter.start(attempt, now)
         except Unstartable as error:

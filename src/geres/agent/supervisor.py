@@ -132,6 +132,8 @@ class Supervisor:
             if running.lanes.ready:
                 running.start_some(now)
             running.fire_timers(now)
+            if running.lease.has_ended:
+                running.stop_alone()
             if now >= next_tick:
                 self._tick(now)
                 next_tick = now + (_SHORT_TICK_SECONDS if running.lanes.waits_ahead else _TICK_SECONDS)
@@ -145,9 +147,9 @@ class Supervisor:
         if running.lanes.ready:
             return 0.0
         until = next_tick
-        timer = running.next_timer()
-        if timer is not None and timer < until:
-            until = timer
+        for timer in (running.next_timer(), running.lease.ends_at(now)):
+            if timer is not None and timer < until:
+                until = timer
         if self._gathered_since:
             until = min(until, self._gathered_since + self._delay())
         if self._unwritten_since:
@@ -327,6 +329,10 @@ class Supervisor:
                 self._inputs.take(order[1], b"", True)
             elif what == "hello":
                 self._send(("list", *self._status().values()))
+            elif what == "lease":  # until when, by the clock of `Lease`
+                running.lease.renew(order[1])
+            elif what == "ping":
+                self._send(("pong",))
             elif what == "leave":
                 self._leaving = not running.attempts
             elif what == "stop":  # seconds of grace
@@ -345,6 +351,7 @@ class Supervisor:
             ],
             "ended": list(running.ended.values()),
             "gpu_ids": [(*a.key, a.gpu_ids) for a in attempts if a.gpu_ids],
+            "answers": True,  # to a ping
         }
 
     def _stop_all(self, grace: float, now: float) -> None:

@@ -91,6 +91,11 @@ job = group("job", default="list", help="Make, show and change jobs.")
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Data to find it by.")
 @click.option("-t", "--time-limit", metavar="TIME", help="For the job as a whole, from its first start.")
 @click.option("--on-lost", type=click.Choice(["retry", "fail"]), help="When a node is lost.")
+@click.option(
+    "--on-disconnect",
+    type=click.Choice(["run", "stop", "keep"]),
+    help="When a node loses contact: run on, stop before another node may get the task, or wait for it.",
+)
 @click.option("--end-when-done", is_flag=True, help="Completed as soon as all its tasks have ended.")
 @click.option("-f", "--file", metavar="FILE", help="Options of its tasks, as TOML, YAML or JSON.")
 @style_options(stream=False)
@@ -103,14 +108,18 @@ def job_create(
     meta: tuple[str, ...],
     file: str | None,
     end_when_done: bool,
+    on_disconnect: str | None,
     **options: Any,
 ) -> None:
     """Make a job and print its id; `geres submit --job NAME` adds tasks to it."""
+    task = read_file(file) if file else {}
+    if on_disconnect is not None:
+        task["on_disconnect"] = on_disconnect
     made = app.client.create_job(
         name,
         meta=pairs(meta, "meta"),
         on_all_complete="terminate" if end_when_done else "none",
-        task=read_file(file) if file else None,
+        task=task or None,
         **options,
     )
     print_one(style, made.info, lambda info: [info.id])

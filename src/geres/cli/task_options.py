@@ -44,6 +44,12 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--retries", metavar="N", help="Try again when it fails; -1 without end."),
     click.option("--retry-delay", metavar="TIME", help="Before the first retry; doubles."),
     click.option("--on-lost", type=click.Choice(["retry", "fail"]), help="When its node is lost.  [retry]"),
+    click.option(
+        "--on-disconnect",
+        type=click.Choice(["run", "stop", "keep"]),
+        help="When its node loses contact: run on, stop before another node may get it, or wait for the node."
+        "  [run]",
+    ),
     click.option("--grace", metavar="TIME", help="Between TERM and KILL.  [20s]"),
     click.option("--cwd", metavar="DIR", help="Where it starts; `task` for a folder of its own.  [here]"),
     click.option(
@@ -86,6 +92,7 @@ def own_options(flags: Mapping[str, Any], file: Mapping[str, Any]) -> dict[str, 
     for name in (
         *("cpus", "memory", "gpus", "time_limit", "pool", "nodelist", "match", "exclusive", "priority"),
         *("hold", "not_before", "name", "id", "if_exists", "label", "retries", "retry_delay", "on_lost"),
+        "on_disconnect",
         *("grace", "umask", "user", "group", "append", "merge", "output_limit", "disk", "retain"),
     ):
         if flags[name] is not None:

@@ -61,6 +61,9 @@ class TaskSpec(Struct, frozen=True, omit_defaults=True, kw_only=True, forbid_unk
     grace_seconds: float = 20.0  #: between TERM and KILL
     retry: Retry = Retry()
     on_lost: Literal["retry", "fail"] = "retry"
+    #: When its node loses contact.  run: it goes on, and is given to another when the lease has ended; stop:
+    #: it is ended before that; keep: it goes on and is given to nobody.  None: what its node says.
+    on_disconnect: Literal["run", "stop", "keep"] | None = None
     retain_seconds: float = 7 * 86400.0  #: how long its folder stays on the node
     hold: bool = False
     not_before: str | None = None  #: RFC 3339
@@ -107,6 +110,7 @@ class TaskRow(Struct, omit_defaults=True, kw_only=True, forbid_unknown_fields=Tr
     grace_seconds: float | UnsetType = UNSET
     retry: Retry | UnsetType = UNSET
     on_lost: Literal["retry", "fail"] | UnsetType = UNSET
+    on_disconnect: Literal["run", "stop", "keep"] | UnsetType = UNSET
     retain_seconds: float | UnsetType = UNSET
     output_limit_bytes: int | UnsetType = UNSET
     disk_bytes: int | UnsetType = UNSET

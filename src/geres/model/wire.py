@@ -115,7 +115,11 @@ class Hello(Struct):
     gpu_ids: list[tuple[int, int, list[int]]] = []  #: (task, attempt, gpus) of the attempts that have some
     instance: str = ""  #: of the agent's folder: two agents of one name are told apart by it
     address: str = ""  #: where the connection came from; the server writes it
+<<<<<<< ours
     notice: str = ""  #: for the node's history: why the agent connects again
+=======
+    on_disconnect: str = ""  #: of tasks that do not say: run, stop or keep
+>>>>>>> theirs
 
 
 class Welcome(Struct):
@@ -138,6 +142,8 @@ class Heartbeat(Struct):
     disk_free_bytes: int = 0
     draining: bool = False
     disk_total_bytes: int = 0  #: of the file system of task folders and outputs
+    number: int = 0  #: counts up over one connection
+    full: bool = False  #: the disk has no room for another task
 
 
 class Frame(Struct, omit_defaults=True):
@@ -160,7 +166,11 @@ class Frame(Struct, omit_defaults=True):
     heartbeat: Heartbeat | None = None
     heartbeat_ack: bool = False
     drain: bool = False  #: server: start nothing more.  agent: I am leaving when my tasks have ended
+<<<<<<< ours
     agent: str = ""  #: what the agent is to do with itself: reload, restart
+=======
+    heard: int = 0  #: with heartbeat_ack: the number of the last heartbeat that the lease was renewed for
+>>>>>>> theirs
 
 
 encode = msgspec.msgpack.Encoder().encode

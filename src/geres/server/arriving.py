@@ -34,7 +34,7 @@ def take_in(
         key, demand = (one.id, one.attempt), demands.from_text(one.demand)
         lane = desk.lanes.get(one.lane_id)
         ahead = key not in runs and lane is not None and why_not(demand, desk.room) is not None
-        desk.add(key, one.lane_id, demand, ahead=ahead, gpu_ids=gpus.get(key))
+        desk.add(key, one.lane_id, demand, ahead=ahead, gpu_ids=gpus.get(key)).started = key in runs
     send, give_back = list[tuple[Held, int]](), list[Held]()
     for one in resend:
         demand, lane = demands.from_text(one.demand), desk.lanes.get(one.lane_id)

@@ -6,6 +6,7 @@ starts in the room of one of its lane that ended.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -26,6 +27,8 @@ class LaneHere:
 @dataclass(slots=True)
 class Held:
     lane_id: int
+    since: float = field(default_factory=time.monotonic)  #: when the node was told
+    started: bool = False
     gpu_ids: list[int] = field(default_factory=list)
 
 
@@ -50,6 +53,7 @@ class Desk:
     mismatches: int = 0
     heartbeat_at: float = 0.0
     heartbeat: bool = False  #: one has come since the last renewal
+    heard: int = 0  #: its number
     signalled: set[tuple[int, int, int]] = field(
         default_factory=set
     )  #: signals sent: task, attempt, asked at
@@ -109,6 +113,10 @@ class Desk:
             return False
         self.signalled.add(key)
         return True
+
+    def not_started(self, before: float) -> list[AttemptKey]:
+        """The attempts that it was told of before this moment of the monotonic clock, and has not started."""
+        return [key for key, held in self.held.items() if not held.started and held.since < before]
 
     def checksum(self) -> int:
         return attempts_checksum(list(self.held))

@@ -208,6 +208,9 @@ class Dispatcher:
         only_attempts(frame)
         if frame.started:
             self._started += [(task, attempt, desk.node_id, at) for task, attempt, at in frame.started]
+            for task, attempt, _ in frame.started:
+                if held := desk.held.get((task, attempt)):
+                    held.started = True
         for task, attempt, action in frame.asked:
             state = {"suspend": "suspended", "resume": "running"}.get(action, "")
             self._asked_done.append((task, attempt, desk.node_id, state))
@@ -239,7 +242,7 @@ class Dispatcher:
             self._means.popitem(last=False)
 
     def _receive_heartbeat(self, desk: Desk, beat: Heartbeat) -> None:
-        desk.heartbeat = True
+        desk.heartbeat, desk.heard = True, beat.number
         desk.heartbeat_at = time.monotonic()
         if beat.disk_total_bytes:
             desk.disk_percent = 100.0 * (1.0 - beat.disk_free_bytes / beat.disk_total_bytes)

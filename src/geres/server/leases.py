@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 
 from geres.model.states import NodeState
@@ -12,6 +13,8 @@ from geres.server.dispatcher import Dispatcher
 from geres.store import dispatching, nodes, servers
 from geres.store.database import Database, Order
 from geres.store.servers import Introduction
+
+_START_LEASES = 2.0  #: an assignment that has not started after so many leases is taken back
 
 log = logging.getLogger("geres.leases")
 
@@ -32,28 +35,28 @@ class Leases:
         self._lease_us = int(lease_seconds * 1e6)
         #: Nobody waits for the only server of a SQLite file; its lease need not cost a sync each second.
         self._renew_every_us = self._lease_us // (10 if db.dialect == "postgres" else 3)
-        self._renewed_us = self._alive_us = clock()
+        self._renewed_us = self._alive_us = self._looked_us = clock()
 
     async def renew_step(self) -> bool:
         """Renew the leases of the nodes that were heard, note who left, and move the states of nodes."""
         dispatcher = self._dispatcher
-        beats = [desk for desk in dispatcher.desks.values() if desk.heartbeat]
+        beats = [(desk, desk.heard) for desk in dispatcher.desks.values() if desk.heartbeat]
         now_us = self._clock()
         if beats:
-            for desk in beats:
+            for desk, _ in beats:
                 desk.heartbeat = False
             held = await self._db.run_as(
                 Order.HEARTBEAT,
                 nodes.renew,
-                [(desk.node_id, desk.epoch) for desk in beats],
+                [(desk.node_id, desk.epoch) for desk, _ in beats],
                 server_id=self._me.id,
                 lease_us=self._lease_us,
                 now_us=now_us,
             )
-            for desk in beats:
+            for desk, number in beats:
                 if desk.node_id in held:
                     dispatcher.set_draining(desk, held[desk.node_id])
-                    desk.send(Frame(heartbeat_ack=True))
+                    desk.send(Frame(heartbeat_ack=True, heard=number))
                 else:
                     dispatcher.disconnect(desk, "another server holds this node")
         while dispatcher.left:
@@ -68,6 +71,23 @@ class Leases:
             for desk, (_, _, state) in zip(changed, states, strict=True):
                 desk.shown = state
         return False
+
+    async def _take_back(self) -> None:
+        """From nodes that have not started in time what they were given: a frame was lost, or they hang."""
+        before = time.monotonic() - _START_LEASES * self._lease_us / 1e6
+        for desk in list(self._dispatcher.desks.values()):
+            late = desk.not_started(before)
+            if not late:
+                continue
+            log.warning(
+                "node %s has not started %d attempts in time; it has to connect again", desk.name, len(late)
+            )
+            now_us = self._clock()
+            done = await self._db.run_as(
+                Order.LOOP, nodes.take_back, desk.node_id, desk.epoch, late, now_us=now_us
+            )
+            self._dispatcher.disconnect(desk, "it does not start what it is given: connect again")
+            self._dispatcher.after(done, now_us)
 
     async def lose_step(self) -> bool:
         """Hold our own lease, declare nodes lost and take back what they had."""
@@ -87,6 +107,9 @@ class Leases:
             self._renewed_us = now_us
         done = await self._db.run_as(Order.LOOP, nodes.lose, lease_us=self._lease_us, now_us=now_us)
         self._alive_us = now_us
+        if now_us - self._looked_us > self._lease_us // 4:
+            self._looked_us = now_us
+            await self._take_back()
         for node_id in done.stale_nodes:
             if desk := self._dispatcher.desks.get(node_id):
                 self._dispatcher.disconnect(desk, "the lease has ended: connect again")

@@ -93,6 +93,7 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
         info=msgspec.json.encode(msgspec.structs.replace(hello, attempts=[], running=[], notice="")).decode(),
         pool_id=pool_id,
         instance=_instance_of(node, hello, now_us),
+        on_disconnect=hello.on_disconnect or None,
         now_us=now_us,
     )
     assert row is not None
@@ -204,6 +205,28 @@ def goodbye(tx: Tx, node_id: int, epoch: int, *, now_us: int) -> None:
     """The agent leaves on purpose.  Its running tasks are waited for until its lease would have ended."""
     if tx.run("goodbye_node", node_id=node_id, epoch=epoch):
         move(tx, node_id, NodeState.OFFLINE, why="the agent stopped", now_us=now_us)
+
+
+def take_back(tx: Tx, node_id: int, epoch: int, attempts: Sequence[AttemptKey], *, now_us: int) -> Turned:
+    """Queue again what a connected node has not started long after it was told to; not what has started.
+
+    The node learns at its next hello that the attempts are no longer its own.
+    """
+    done = Turned()
+    if dict(tx.rows("lock_nodes", node_ids=[node_id])).get(node_id) != epoch:
+        return done
+    asked = set(attempts)
+    rows = tx.rows("lock_reported_tasks", task_ids=sorted(task for task, _ in asked))
+    tasks = [task for task in (LockedTask(*row) for row in rows) if (task.id, task.attempt) in asked]
+    text = "its node did not start it in time"
+    reports = [
+        (node_id, Ended(task.id, task.attempt, "given_back", message=text, ended_us=now_us), task)
+        for task in tasks
+        if task.node_id == node_id and task.state == TaskState.ASSIGNED
+    ]
+    if reports:
+        settle(tx, reports, done, now_us)
+    return done
 
 
 def lose(tx: Tx, *, lease_us: int, now_us: int, limit: int = 50) -> Turned:

@@ -125,7 +125,9 @@ def spec_id_of(tx: Tx, job_id: int, spec: TaskSpec) -> int:
     found = tx.value("find_spec", job_id=job_id, hash=digest)
     if found is None:
         body, meta = _encode(spec).decode(), _encode(spec.meta).decode()
-        found = tx.value("create_spec", job_id=job_id, hash=digest, body=body, meta=meta)
+        found = tx.value(
+            "create_spec", job_id=job_id, hash=digest, body=body, meta=meta, on_disconnect=spec.on_disconnect
+        )
     return int(found)
 
 

@@ -12,7 +12,7 @@ RETURNING id
 UPDATE node
    SET epoch = epoch + 1, server_id = :server_id, lease_until = :lease_until, heartbeat_at = :now_us,
        boot_id = :boot_id, host_id = :host_id, cpus = :cpus, memory_bytes = :memory_bytes, gpus = :gpus, info = :info,
-       pool_id = :pool_id, instance = :instance
+       pool_id = :pool_id, instance = :instance, on_disconnect = :on_disconnect
  WHERE id = :node_id
 RETURNING epoch, draining
 
@@ -58,17 +58,27 @@ UPDATE node SET epoch = epoch + 1, server_id = NULL, lease_until = NULL WHERE id
 
 -- name: nodes_lost_with_attempts
 -- Also nodes that said good-bye and still have attempts when their lease would have ended.
--- Locked: one that says hello at this moment keeps what it has.
+-- Locked: one that says hello at this moment keeps what it has.  What is to be kept for a node stays with it
+-- until the node is back, or an operator removes it.
 SELECT id FROM node
  WHERE (state = 'lost' OR (state = 'offline' AND heartbeat_at <= :before_us))
-   AND EXISTS (SELECT 1 FROM task WHERE task.node_id = node.id)
+   AND EXISTS (SELECT 1 FROM task JOIN spec ON spec.id = task.spec_id
+                WHERE task.node_id = node.id
+                  AND (COALESCE(spec.on_disconnect, node.on_disconnect, 'run') <> 'keep'
+                       OR node.removed_at IS NOT NULL))
  ORDER BY id LIMIT :limit
 /* skip locked */
 
 -- name: attempts_to_take_back
 SELECT id, attempt, node_id, state, asked, lane_id, spec_id, retry_count, requeue_count, lost_count, round,
        is_parent, assigned_at, started_at, message
-  FROM task WHERE node_id IN ids(:node_ids) ORDER BY id LIMIT :limit
+  FROM task
+ WHERE node_id IN ids(:node_ids)
+   AND EXISTS (SELECT 1 FROM spec JOIN node ON node.id = task.node_id
+                WHERE spec.id = task.spec_id
+                  AND (COALESCE(spec.on_disconnect, node.on_disconnect, 'run') <> 'keep'
+                       OR node.removed_at IS NOT NULL))
+ ORDER BY id LIMIT :limit
 /* for update */
 
 -- name: disconnect_node

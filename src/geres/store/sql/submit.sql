@@ -94,7 +94,7 @@ UPDATE lane SET priority = :priority, active = 1 WHERE id = :lane_id
 SELECT id FROM spec WHERE job_id = :job_id AND hash = :hash
 
 -- name: create_spec
-INSERT INTO spec (job_id, hash, body, meta) VALUES (:job_id, :hash, :body, :meta)
+INSERT INTO spec (job_id, hash, body, meta, on_disconnect) VALUES (:job_id, :hash, :body, :meta, :on_disconnect)
 ON CONFLICT (job_id, hash) DO UPDATE SET hash = excluded.hash
 RETURNING id
 
