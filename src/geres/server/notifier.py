@@ -49,14 +49,18 @@ class Notifier:
             group.start_soon(self._again_and_again, "listener", self._listen)
 
     async def _again_and_again(self, name: str, work: Callable[[psycopg.AsyncConnection[Any]], Any]) -> None:
-        pause = _FIRST_PAUSE_SECONDS
+        pause, told = _FIRST_PAUSE_SECONDS, False
         while True:
             try:
                 async with _connected(self._url) as connection:
-                    pause = _FIRST_PAUSE_SECONDS
+                    if told:
+                        log.info("%s: connected again", name)
+                    pause, told = _FIRST_PAUSE_SECONDS, False
                     await work(connection)
             except (psycopg.Error, OSError, TimeoutError) as error:
-                log.warning("%s: no connection (%s), next try in %.1f s", name, str(error).strip(), pause)
+                if not told:
+                    log.warning("%s: no connection, it is tried again: %s", name, str(error).strip())
+                told = True
             await anyio.sleep(pause * random.uniform(0.5, 1.5))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 

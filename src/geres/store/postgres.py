@@ -7,6 +7,7 @@ index that is meant for it; and a connection is asked whether it lives only wher
 
 from __future__ import annotations
 
+import logging
 import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,9 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 from geres.errors import StoreUnavailable
 from geres.store.database import Database, Order, Row, Tx
 from geres.store.sql import Dialect, for_postgres, statements
+
+#: It tells of each of its tries; what an outage means is told by those who need the store.
+logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
 
 P = ParamSpec("P")
 T = TypeVar("T")
