@@ -128,16 +128,12 @@ class Channel:
         await node.supervisor_answers()
         async with open_websocket(self._access, "/v1/agents", 20.0) as socket:
             attempts, running = node.keys()
-<<<<<<< ours
-            greeting = hello(self._config, self._folder, attempts, running, node.gpu_ids())
-            greeting.notice, self._notice = self._notice, ""
-            self._again.clear()
-=======
             greeting = hello(
                 self._config, self._folder, attempts, running, node.gpu_ids(), node.orders.on_disconnect
             )
+            greeting.notice, self._notice = self._notice, ""
+            self._again.clear()
             sent = lease.clock()
->>>>>>> theirs
             await socket.send(encode(Frame(hello=greeting)))
             with anyio.fail_after(_WELCOME_SECONDS):
                 first = _read(await socket.recv())

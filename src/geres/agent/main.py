@@ -293,12 +293,8 @@ def _options(words: argparse.Namespace, home: Path) -> Options:
     accounts = {**config.agent.accounts, **_pairs(words.account, "account", str)}
     if words.trust_submitters:
         accounts = {"*": own_account().name}
-<<<<<<< ours
     read = partial(_settings, words)
-    return Options(home, access, agent, config.log, accounts, read, words.stop_tasks)
-=======
-    return Options(home, access, agent, config.log, accounts, words.stop_tasks, words.on_disconnect)
->>>>>>> theirs
+    return Options(home, access, agent, config.log, accounts, read, words.stop_tasks, words.on_disconnect)
 
 
 def _access(words: argparse.Namespace, home: Path, config: settings.Config) -> tuple[Access, AgentConfig]:

@@ -115,11 +115,8 @@ class Hello(Struct):
     gpu_ids: list[tuple[int, int, list[int]]] = []  #: (task, attempt, gpus) of the attempts that have some
     instance: str = ""  #: of the agent's folder: two agents of one name are told apart by it
     address: str = ""  #: where the connection came from; the server writes it
-<<<<<<< ours
     notice: str = ""  #: for the node's history: why the agent connects again
-=======
     on_disconnect: str = ""  #: of tasks that do not say: run, stop or keep
->>>>>>> theirs
 
 
 class Welcome(Struct):
@@ -166,11 +163,8 @@ class Frame(Struct, omit_defaults=True):
     heartbeat: Heartbeat | None = None
     heartbeat_ack: bool = False
     drain: bool = False  #: server: start nothing more.  agent: I am leaving when my tasks have ended
-<<<<<<< ours
     agent: str = ""  #: what the agent is to do with itself: reload, restart
-=======
     heard: int = 0  #: with heartbeat_ack: the number of the last heartbeat that the lease was renewed for
->>>>>>> theirs
 
 
 encode = msgspec.msgpack.Encoder().encode
