@@ -1,10 +1,11 @@
 """Options: their units, defaults and checks.  Reading never fails; `Config.check` says all that is wrong.
 
 Sources, which config_sources.py reads, weakest first: the defaults here, /etc/geres/geres.toml, geres.toml in
-the user's configuration folder, the nearest geres.toml or .geres.toml from the working directory upwards, the environment
-(`GERES_SERVER__LEASE_SECONDS=30`), flags.  A file may say `include = ["other.toml", "conf.d/*.toml"]`; what
-it says itself wins over what it includes.  In a value, `${env:NAME}` is an environment variable,
-`${file:PATH}` the text of a file, `${server.port}` another setting, and `$${` a plain `${`.
+the user's configuration folder, the nearest geres.toml or .geres.toml from the working directory upwards, the
+environment (`GERES_SERVER__LEASE_SECONDS=30`), flags.  A file may say `include = ["other.toml",
+"conf.d/*.toml"]`; what it says itself wins over what it includes.  In a value,
+`${env:NAME}` is an environment variable, `${file:PATH}` the text of a file, `${server.port}` another setting, and
+`$${` a plain `${`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from msgspec.structs import fields
 
 from geres.config_sources import Sources, nearest_file, users_file, working_folder
 from geres.errors import Invalid
+from geres.model.identity import provider_of
 from geres.model.ids import is_name, is_node_name
 from geres.model.units import parse_duration
 
@@ -61,8 +63,8 @@ class ServerConfig(Struct, frozen=True):
     #: Commands for nodes, run with the node's name as their last word: `kickstart` for one that is silent, at
     #: growing intervals until it has been so for the time `give_up` (1h); `reboot` for `geres node reboot`.
     hooks: dict[str, str] = {}
-    #: An identity provider whose tokens are good here: `issuer`, `audience`, and what its claims mean (see
-    #: operations/access.md).
+    #: An identity provider whose tokens are good here: `issuer`, `audience`, and what its claims mean: see
+    #: docs/operations/access.md.
     oidc: dict[str, str] = {}
     #: A submitter is warned where the disk of a node is fuller than so many percent.
     disk_warn_percent: int = 90
@@ -204,21 +206,25 @@ class Config(Struct, frozen=True):
             yield "server.lease_seconds", f"{server.lease_seconds:g} is not between 3 s and 1 h"
         if server.retention_seconds < 60:
             yield "server.retention_seconds", f"{server.retention_seconds:g} is below a minute"
+        try:
+            provider_of(server.oidc)
+        except Invalid as error:
+            yield "server.oidc", str(error)
         yield from _one_of("server.placement", server.placement, ("pack", "spread"))
         yield from _one_of("server.order", server.order, ("fair", "fifo"))
         for hook, command in server.hooks.items():
             yield from _one_of("server.hooks", hook, ("kickstart", "reboot", "give_up"))
             if not command.strip():
                 yield "server.hooks", f"{hook} is empty; leave it out"
+        try:
+            parse_duration(server.hooks.get("give_up", "1h"), "give_up")
+        except Invalid as error:
+            yield "server.hooks", str(error)
         if agent.limit_factor < 1:
             yield (
                 "agent.limit_factor",
                 f"{agent.limit_factor:g} would end tasks within their request; at least 1",
             )
-        try:
-            parse_duration(server.hooks.get("give_up", "1h"), "give_up")
-        except Invalid as error:
-            yield "server.hooks", str(error)
         if agent.name and not is_node_name(agent.name):
             yield (
                 "agent.name",

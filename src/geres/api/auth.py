@@ -10,6 +10,7 @@ import pwd
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from typing import Protocol
 
 import anyio
 import anyio.to_thread
@@ -19,6 +20,7 @@ from geres.api.limits import Bucket, Buckets
 from geres.errors import NotFound, RateLimited, StoreUnavailable, Unauthenticated
 from geres.model import task_tokens
 from geres.model.callers import Caller, UserRole
+from geres.model.identity import Identity, IdentityProvider
 from geres.store import below, tokens
 from geres.store.database import Database
 
@@ -36,6 +38,13 @@ _SLOWED_SECONDS = 1.0
 _MOST_SLOWED = 256
 #: An allowance saves up so many seconds.
 _BURST_SECONDS = 2.0
+
+
+
+class _Oidc(Protocol):
+    """See oidc.py."""
+
+    async def identify(self, token: str) -> Identity: ...
 
 
 class _Known:
@@ -57,10 +66,12 @@ class Auth:
         used: dict[int, int],
         task_key: bytes,
         private: bool = False,
+        provider: IdentityProvider | None = None,
     ) -> None:
         """`used` is told when which token (by id) was used last.  A rate of 0 sets no limit."""
         self._db, self._clock, self._used, self._task_key = db, clock, used, task_key
-        self._private = private
+        self._private, self._provider = private, provider
+        self._oidc: _Oidc | None = None
         self._known: OrderedDict[tuple[bytes, str, bytes], _Known] = OrderedDict()
         rate = requests_per_second or 1e9
         self._rates = Buckets(rate, rate * _BURST_SECONDS)
@@ -129,7 +140,17 @@ class Auth:
             if claim is None:
                 raise Unauthenticated("the token of a task was made elsewhere, or is cut or spoilt")
             return await self._db.glance(below.find_caller, claim)
+        if self._provider is not None and token.count(".") == 2:
+            return await self._of_provider(self._provider, token)
         return await self._db.glance(tokens.find_caller, tokens.token_hash(token), now_us=self._clock())
+
+    async def _of_provider(self, provider: IdentityProvider, token: str) -> Caller:
+        if self._oidc is None:
+            from geres.api.oidc import Oidc  # takes 0.2 s to import, and most servers have no provider
+
+            self._oidc = Oidc(provider)
+        identity = await self._oidc.identify(token)
+        return await self._db.glance(tokens.find_identity, identity, default_role=provider.default_role)
 
     async def _of_account(self, uid: int) -> Caller:
         """The user with the name of an account of this machine; one that is new here becomes a user."""

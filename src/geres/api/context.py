@@ -11,6 +11,7 @@ from geres.aio import Doorbell, Pulse
 from geres.api import agents
 from geres.blobs.folder import FolderBlobs
 from geres.model.demand import Demand
+from geres.model.identity import IdentityProvider
 from geres.model.inside import ServerInside
 from geres.model.tasks import WhyNode
 from geres.store.database import Database
@@ -68,6 +69,7 @@ class Context:
     server_secret: str = ""  #: what other servers sign with when they ask this one
     version: str = ""
     disk_warn_percent: int = 90  #: from here on a node's disk is warned about at submit
+    provider: IdentityProvider | None = None  #: whose tokens are good here, beside our own
     task_key: bytes = b""  #: of the tokens of tasks
     requests_per_second: float = 0.0  #: of one token, over some seconds; 0 for no limit
     used_tokens: dict[int, int] = field(default_factory=dict)  #: id to when: what is not stored yet

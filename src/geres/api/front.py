@@ -73,6 +73,7 @@ class Front:
             requests_per_second=context.requests_per_second,
             used=context.used_tokens,
             task_key=context.task_key,
+            provider=context.provider,
             private=context.private,
         )
         self._refusals = Refusals(context.db, context.clock)

@@ -26,6 +26,7 @@ from geres.api.context import Context
 from geres.blobs.folder import FolderBlobs
 from geres.config import ServerConfig
 from geres.errors import GeresError, StoreUnavailable
+from geres.model.identity import provider_of
 from geres.sdk.discover import read_address
 from geres.server import fleet, listening, loops, opening, tls
 from geres.server.address import local_url, remove_address, write_address
@@ -232,6 +233,7 @@ class _Server:
             fingerprint=self._pin,
             disk_warn_percent=settings.disk_warn_percent,
             task_key=task_key,
+            provider=provider_of(settings.oidc),
             requests_per_second=_REQUESTS_A_SECOND,
         )
         self._context.inside = Inside(self._context, self._dispatcher).look

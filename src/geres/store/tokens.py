@@ -10,12 +10,13 @@ import msgspec
 
 from geres.errors import Conflict, Denied, Invalid, NotFound, Unauthenticated
 from geres.model.callers import RANK, Caller, Role, UserRole, lesser
+from geres.model.identity import Identity
 from geres.model.ids import parse_job
 from geres.model.tenants import CreateToken, MadeToken, RotateToken, Token, TokenQuery
 from geres.model.units import rfc3339
 from geres.store import audit, sharing
 from geres.store.database import Row, Tx
-from geres.store.tenants import check_rank, no_user
+from geres.store.tenants import check_rank, check_user_name, no_user
 
 #: Characters of a token that lists show, to know it by.
 PREFIX = 12
@@ -79,6 +80,23 @@ def find_account(tx: Tx, name: str, *, role: UserRole, now_us: int) -> Caller:
     elif role != "admin":
         role = user["role"]
     return Caller(tenant_id, LOCAL_TENANT, name, role)
+
+
+def find_identity(tx: Tx, identity: Identity, *, default_role: UserRole | None) -> Caller:
+    """Who somebody of an identity provider is here: with the role of the claims, else of the user, else this.
+
+    Raises Unauthenticated for one that was disabled, Denied where the tenant or the role is missing.
+    """
+    check_user_name(identity.user)
+    row = tx.one("identity_here", tenant=identity.tenant, name=identity.user)
+    if row is None:
+        raise Denied(f"the token names the tenant {identity.tenant[:100]!r}, which is not here")
+    if row["tenant_disabled_at"] is not None or row["user_disabled_at"] is not None:
+        raise Unauthenticated(f"{identity.user} or the tenant was disabled: ask your administrator")
+    role = identity.role or row["role"] or default_role
+    if role is None:
+        raise Denied(f"no role says what {identity.user} may do: ask your administrator")
+    return Caller(row["tenant_id"], identity.tenant, identity.user, role)
 
 
 def tenant_id_of(tx: Tx, name: str) -> int | None:

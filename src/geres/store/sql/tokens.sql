@@ -7,6 +7,11 @@ SELECT k.id, k.tenant_id, n.name AS tenant, k.subject, k.role, k.expires_at, k.r
   LEFT JOIN "user" u ON u.tenant_id = k.tenant_id AND u.name = k.subject
  WHERE k.hash = :hash
 
+-- name: identity_here
+SELECT n.id AS tenant_id, n.disabled_at AS tenant_disabled_at, u.role, u.disabled_at AS user_disabled_at
+  FROM tenant n LEFT JOIN "user" u ON u.tenant_id = n.id AND u.name = :name
+ WHERE n.name = :tenant
+
 -- name: ensure_token
 INSERT INTO token (tenant_id, hash, subject, role, name, prefix, created_at)
 VALUES (:tenant_id, :hash, :subject, :role, :name, :prefix, :now_us)
