@@ -58,6 +58,7 @@ class Options:
     accounts: dict[str, str]  #: see config.AgentConfig
     read: Callable[[], settings.Config]  #: the settings as they are now
     stop_tasks: bool = False  #: end the tasks on the way out, and the supervisor with them
+    leave_tasks: bool = False  #: leave at once, and the tasks to the supervisor
     on_disconnect: str = "run"  #: see TaskSpec
 
     @property
@@ -186,8 +187,9 @@ async def _sweep(upkeep: Upkeep) -> None:
 async def _stop_in_order(stop: Stop, options: Options, node: Node, channel: Channel) -> None:
     """After the first signal: take nothing more, let tasks end; renewing the lease stops last."""
     await stop.first.wait()
-    if stop.anew:
-        log.info("beginning anew; %d tasks stay with the supervisor", node.running_count)
+    if stop.anew or options.leave_tasks:
+        how = "beginning anew" if stop.anew else "stopping"
+        log.info("%s; %d tasks stay with the supervisor", how, node.running_count)
         return
     node.drain()
     channel.leave()
@@ -294,7 +296,12 @@ def _options(words: argparse.Namespace, home: Path) -> Options:
     if words.trust_submitters:
         accounts = {"*": own_account().name}
     read = partial(_settings, words)
-    return Options(home, access, agent, config.log, accounts, read, words.stop_tasks, words.on_disconnect)
+    return Options(
+        *(home, access, agent, config.log, accounts, read),
+        stop_tasks=words.stop_tasks,
+        leave_tasks=words.leave_tasks,
+        on_disconnect=words.on_disconnect,
+    )
 
 
 def _access(words: argparse.Namespace, home: Path, config: settings.Config) -> tuple[Access, AgentConfig]:
@@ -394,6 +401,11 @@ def _parser() -> argparse.ArgumentParser:
         default="run",
         help="what becomes of tasks that do not say, when this node loses contact: they run on, and another"
         " node may get them too; stop before another may get them; or wait for this node  [run]",
+    )
+    parser.add_argument(
+        "--leave-tasks",
+        action="store_true",
+        help="stop at once, tasks go on under their supervisor: for an agent that is started again soon",
     )
     parser.add_argument(
         "--stop-tasks",

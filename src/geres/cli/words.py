@@ -55,6 +55,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "audit": Entry("tenants:audit", _CLUSTER, "List who changed what."),
         "doctor": Entry("status:doctor", _CLUSTER, "Look for what is wrong."),
         "config": Entry("settings:config", _CLUSTER, "Show the settings and where they come from."),
+        "service": Entry("service:service", _CLUSTER, "Run server and agent under systemd."),
         "debug": Entry("debug:debug", _CLUSTER, "Look into the running server."),
         "server": Entry("parts:server", _PARTS, "Run one server."),
         "agent": Entry("parts:agent", _PARTS, "Run one agent: this machine becomes a node."),
@@ -112,6 +113,10 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "list": Entry("tenants:token_list", _CLUSTER, "List tokens."),
         "rotate": Entry("tenants:token_rotate", _CLUSTER, "Make one in place of another."),
         "revoke": Entry("tenants:token_revoke", _CLUSTER, "Refuse tokens from now on."),
+    },
+    "service": {
+        "install": Entry("service:service_install", _CLUSTER, "Write, enable and start systemd units."),
+        "uninstall": Entry("service:service_uninstall", _CLUSTER, "Stop and remove them."),
     },
     "debug": {
         "state": Entry("debug:debug_state", _LOOK, "What the server does at this moment."),
