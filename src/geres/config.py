@@ -4,8 +4,8 @@ Sources, which config_sources.py reads, weakest first: the defaults here, /etc/g
 the user's configuration folder, the nearest geres.toml or .geres.toml from the working directory upwards, the
 environment (`GERES_SERVER__LEASE_SECONDS=30`), flags.  A file may say `include = ["other.toml",
 "conf.d/*.toml"]`; what it says itself wins over what it includes.  In a value,
-`${env:NAME}` is an environment variable, `${file:PATH}` the text of a file, `${server.port}` another setting, and
-`$${` a plain `${`.
+`${env:NAME}` is an environment variable, `${file:PATH}` the text of a file, `${server.port}` another setting,
+and `$${` a plain `${`.
 """
 
 from __future__ import annotations

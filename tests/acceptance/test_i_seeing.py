@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 import uuid
 
@@ -291,3 +292,19 @@ def test_u139_the_level_is_set_for_each_area():
 
     lines = [json.loads(line) for line in text.splitlines()]
     assert {line["area"] for line in lines if line["level"] == "info"} == {"server"}
+
+
+def test_u139_a_stop_tells_what_it_waits_for(make_cluster, tmp_path):
+    cluster, gate = make_cluster(), Gate(tmp_path)
+    task = submit(cluster, "--name", "slow", "--", *gate.words)
+    eventually(lambda: shown(cluster, "task", "show", task)["state"], lambda state: state == "running")
+
+    down = cluster.popen("down")
+    told = [down.stderr.readline(), down.stderr.readline()]
+    gate.open()
+    _, rest = down.communicate(timeout=60)
+
+    assert told[0] == f"geres: stopping; 1 running: {task} slow; they get a while to end (Ctrl-C: stop now)\n"
+    assert re.fullmatch(rf"geres: stopping for \S+; 1 running: {task} slow\n", told[1])
+    assert (down.returncode, rest.splitlines()[-1]) == (0, "geres is down")
+    cluster.start()

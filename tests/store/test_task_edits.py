@@ -361,3 +361,7 @@ def test_a_signal_does_not_replace_the_wish_to_requeue(world: World) -> None:
     world.turn(node, 0, ended=[ended(task, 1, "cancelled")])
 
     assert world.state(task) is TaskState.QUEUED
+
+
+def test_a_request_can_change_all_that_a_task_can_be_changed_in() -> None:
+    assert set(EditTasks.__struct_fields__) - {"ids"} == set(task_edits.Changes.__struct_fields__)

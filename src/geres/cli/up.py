@@ -20,7 +20,7 @@ from geres.cli import home as homes
 from geres.cli.keeper import Keeper, end_supervisor, running_tasks
 from geres.cli.output import say, write_line
 from geres.errors import Conflict, Denied, GeresError, Invalid, NotFound, Unreachable
-from geres.model.units import parse_cpus, parse_size, show_size
+from geres.model.units import parse_cpus, parse_size, show_duration, show_size
 from geres.sdk.discover import AddressFile, is_alive, read_address
 
 SELF_MADE = "self-made"
@@ -29,6 +29,7 @@ _SHARED_HOME = "/var/lib/geres"
 _BACKLOG = 4096
 _DETACH_SECONDS = 90.0
 _DOWN_SECONDS = 120.0
+_TELL_SECONDS = 5.0  #: between two lines on what a stop waits for
 
 
 @click.command()
@@ -352,13 +353,18 @@ def _stop(home: Path, *, now: bool) -> bool:
         _kill(pid, signal.SIGTERM)
         if now:
             _kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _DOWN_SECONDS
+    began = time.monotonic()
+    deadline, tell_at = began + _DOWN_SECONDS, began + _TELL_SECONDS
     try:
         while any(is_alive(pid) for _, pid in keeper) or homes.is_locked(home):
             if time.monotonic() > deadline:
                 raise Unreachable(
                     f"process {keeper[0][1]} does not stop; its log is {home / 'logs' / 'up.log'}"
                 )
+            if not now and time.monotonic() > tell_at:
+                tell_at += _TELL_SECONDS
+                waits = running_tasks(home) or "its parts end"
+                say(f"geres: stopping for {show_duration(time.monotonic() - began)}; {waits}")
             time.sleep(0.02)
     except KeyboardInterrupt:
         for _, pid in keeper:

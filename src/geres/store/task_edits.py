@@ -26,18 +26,6 @@ from geres.store.database import Row, Tx
 from geres.store.sharing import lane_of, pool_of, spec_id_of
 from geres.store.task_actions import Done, in_order, lock, refuse
 
-_SAME_NAME = (
-    "cpus",
-    "memory_bytes",
-    "gpus",
-    "resources",
-    "exclusive",
-    "nodelist",
-    "match",
-    "pool",
-    "time_limit_seconds",
-)
-
 
 class Changes(Struct, kw_only=True, forbid_unknown_fields=True):
     """What to change; what is left out stays."""
@@ -54,6 +42,12 @@ class Changes(Struct, kw_only=True, forbid_unknown_fields=True):
     time_limit_seconds: float | UnsetType = UNSET  #: 0: none
     retries: int | UnsetType = UNSET
     not_before: str | UnsetType = UNSET  #: empty: at once
+
+
+#: Those that are fields of a specification under the same name.
+_SAME_NAME = tuple(
+    name for name in Changes.__struct_fields__ if name not in ("priority", "retries", "not_before")
+)
 
 
 def changes_of(edit: EditTasks) -> Changes:
