@@ -13,10 +13,10 @@ import psycopg
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from geres.api.peers import HEADER, PATH, sign
+from geres.api.peers import HEADER, sign
 from geres.model.ids import parse_task
 from geres.server.clock import wall_us
-from tests.api.world import Agent, Api, Client, Socket
+from tests.api.world import Agent, AgentStream, Api, Client, Socket
 from tests.postgres import PostgresServer
 
 
@@ -120,6 +120,24 @@ def test_output_and_input_go_through_the_server_that_holds_the_node(pair: Pair) 
     rest = client.until("end")
     assert [frame for frame in rest if frame[0] in "oe"] == [], "kept output came twice"
     assert rest[-1][1]["state"] == "succeeded"
+
+
+@pytest.mark.parametrize("asked", ["here", "there"])
+def test_an_agent_that_a_balancer_leads_elsewhere_is_passed_on(pair: Pair, asked: str) -> None:
+    """Its stream is waited for at the server that holds it; a balancer knows nothing of that."""
+    node = pair.agent()
+    task = pair.running(node)
+    client = Client(getattr(pair, asked), task, "?stdin=1")
+    node.until(lambda: node.streams)
+    stream = AgentStream(pair.here.socket(node.streams[0].path, token=pair.here.agent_token), node.streams[0])
+
+    stream.write("o", b"one\n")
+    assert client.until("o")[-1] == ["o", b"one\n"]
+    client.write("i", b"typed")
+    assert stream.read() == ["i", b"typed"]
+    client.close()
+    with pytest.raises(Exception, match=r"closed|received 1000"):
+        stream.read()
 
 
 def test_a_client_that_goes_ends_the_stream_at_the_agent(pair: Pair) -> None:
@@ -275,7 +293,7 @@ def test_a_node_that_connects_to_the_other_server_keeps_its_tasks_and_its_follow
 def test_only_servers_may_ask_a_server_for_streams(pair: Pair, signature: str) -> None:
     node = pair.agent()
     task = pair.running(node)
-    target = f"{PATH}{parse_task(task)}/1?from=begin&out=0&err=0&stdin=0"
+    target = f"/v1/peers/streams/{parse_task(task)}/1?from=begin&out=0&err=0&stdin=0"
     with psycopg.connect(pair.store_url) as looking:
         secrets = dict(looking.execute("SELECT url, secret FROM server").fetchall())
     theirs = secrets[pair.there.url]

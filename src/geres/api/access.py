@@ -88,6 +88,7 @@ RULES: dict[tuple[str, str], Roles] = {
     ("POST", "/v1/join-tokens/{token}/revoke"): OPERATORS,
     # servers; such a request is signed
     ("WEBSOCKET", "/v1/peers/streams/{task}/{attempt}"): NOBODY,
+    ("WEBSOCKET", "/v1/peers/agents/{stream_id}"): NOBODY,
     # agents
     ("POST", "/v1/agents/join"): NOBODY,  # the join token stands in the body
     ("POST", "/v1/agents/credential"): NODES,

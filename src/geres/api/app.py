@@ -148,7 +148,7 @@ class _Sockets:
         if path == "/v1/agents":
             return _agents
         if path.startswith(STREAM_PATH):
-            return self._streams.meet.serve_agent
+            return self._streams.serve_agent
         if path.startswith(PEER_PATH):
             return self._peer
         if path.startswith("/v1/tasks/") and path.endswith("/attach"):

@@ -1,8 +1,10 @@
 """Between servers: the streams of a task whose node is connected to another one.
 
 A server that is asked for such a stream opens a WebSocket to the one that holds the node, WS
-/v1/peers/streams/{task}/{attempt}, which serves its own nodes only: no loop can come about.  It signs the
-request with the secret that the holder keeps in the store, where only servers read it.
+/v1/peers/streams/{task}/{attempt}, which serves its own nodes only: no loop can come about.  An agent that a
+balancer leads to another server than the one that waits for its stream is passed on by WS
+/v1/peers/agents/{stream_id}.  Requests are signed with the secret that the other server keeps in the store,
+where only servers read it.
 """
 
 from __future__ import annotations
@@ -21,14 +23,18 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from geres import trust
 from geres.api.asgi import Receive, Scope, Send
 from geres.api.context import Context
+from geres.api.streams import PATH as AGENT_PATH
 from geres.api.streams import Frame, Rendezvous, Socket, accept, as_frame
 from geres.errors import Invalid, NotFound, StoreUnavailable, Unauthenticated
+from geres.model.callers import Caller
 from geres.store import servers
 from geres.store.servers import Peer
 
 log = logging.getLogger("geres.peers")
 
-PATH = "/v1/peers/streams/"
+PATH = "/v1/peers/"
+_STREAMS = f"{PATH}streams/"
+_AGENTS = f"{PATH}agents/"
 HEADER = "x-geres-signature"
 _OPEN_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
@@ -99,39 +105,70 @@ class Streams:
             here = self.meet.open(context, task, attempt, query, with_stdin=with_stdin)
             found: Socket | PeerSocket | None = await stack.enter_async_context(here)
             if found is None and (peer := await _holder(context, task, attempt)) is not None:
-                target = f"{PATH}{task}/{attempt}?{query}&stdin={int(with_stdin)}"
+                target = f"{_STREAMS}{task}/{attempt}?{query}&stdin={int(with_stdin)}"
                 found = await stack.enter_async_context(_opened(peer, target, context.clock))
             yield found
 
+    async def serve_agent(
+        self, context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """The agent's side, WS /v1/agents/streams/{stream_id}, here or at the server that waits for it."""
+        stream_id = scope["path"].removeprefix(AGENT_PATH)
+        server_id = stream_id.partition("-")[0]
+        if server_id == str(context.server_id):
+            await self.meet.join(stream_id, receive, send)
+            return
+        for peer in await context.db.read(servers.living, now_us=context.clock()):
+            if str(peer.id) == server_id:
+                async with _opened(peer, f"{_AGENTS}{stream_id}?", context.clock) as other:
+                    if other is not None and await accept(receive, send):
+                        await _between(Socket(receive, send), other)
+                        return
+        raise NotFound("nobody waits for this stream any more")
+
     async def serve_peer(self, context: Context, scope: Scope, receive: Receive, send: Send) -> None:
-        """The holder's side: between the other server and the agent, frame by frame, until either ends."""
-        task, attempt, query, with_stdin = _asked(context, scope)
+        """What another server asks: a stream of a node here; or it brings the agent of one that is waited for."""
+        _check(context, scope)
+        if scope["path"].startswith(_AGENTS):
+            await self.meet.join(scope["path"].removeprefix(_AGENTS), receive, send)
+            return
+        task, attempt, query, with_stdin = _asked(scope)
         async with self.meet.open(context, task, attempt, query, with_stdin=with_stdin) as agent:
             if agent is None:
                 raise NotFound("no node that is connected here has this attempt")
             if not await accept(receive, send):
                 return
-            other = Socket(receive, send)
-            async with anyio.create_task_group() as group:
-                group.start_soon(_pass_on, other, agent, group.cancel_scope)
-                await _pass_on(agent, other, group.cancel_scope)
-            await other.close()
+            await _between(Socket(receive, send), agent)
 
 
-async def _pass_on(source: Socket, target: Socket, scope: anyio.CancelScope) -> None:
+async def _between(near: Socket, far: Socket | PeerSocket) -> None:
+    """Pass frames on, both ways, until either side ends."""
+    async with anyio.create_task_group() as group:
+        group.start_soon(_pass_on, near, far, group.cancel_scope)
+        await _pass_on(far, near, group.cancel_scope)
+    await near.close()
+
+
+async def _pass_on(
+    source: Socket | PeerSocket, target: Socket | PeerSocket, scope: anyio.CancelScope
+) -> None:
     while (frame := await source.read()) is not None:
         if not await target.write(frame):
             break
     scope.cancel()
 
 
-def _asked(context: Context, scope: Scope) -> tuple[int, int, str, bool]:
-    """(task, attempt, query for the agent, with stdin).  Raises Unauthenticated, Invalid."""
-    headers = dict(scope["headers"])
+def _check(context: Context, scope: Scope) -> None:
+    """Raise Unauthenticated where no server of this store asks."""
+    target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"
+    signature = dict(scope["headers"]).get(HEADER.encode(), b"").decode("latin-1")
+    check_signature(context.server_secret, target, signature, context.clock())
+
+
+def _asked(scope: Scope) -> tuple[int, int, str, bool]:
+    """(task, attempt, query for the agent, with stdin).  Raises Invalid."""
     query = scope["query_string"].decode("latin-1")
-    signature = headers.get(HEADER.encode(), b"").decode("latin-1")
-    check_signature(context.server_secret, f"{scope['path']}?{query}", signature, context.clock())
-    task, _, attempt = scope["path"].removeprefix(PATH).partition("/")
+    task, _, attempt = scope["path"].removeprefix(_STREAMS).partition("/")
     if not (task.isdigit() and attempt.isdigit()):
         raise Invalid("the path is /v1/peers/streams/TASK/ATTEMPT")
     rest, _, stdin = query.rpartition("&stdin=")

@@ -14,10 +14,9 @@ from typing import Any
 import anyio
 import msgspec
 
-from geres.api.asgi import Receive, Scope, Send
+from geres.api.asgi import Receive, Send
 from geres.api.context import Context
 from geres.errors import NotFound
-from geres.model.callers import Caller
 
 PATH = "/v1/agents/streams/"
 _CONNECT_SECONDS = 10.0
@@ -85,7 +84,7 @@ class Rendezvous:
         self, context: Context, task: int, attempt: int, query: str, *, with_stdin: bool
     ) -> AsyncIterator[Socket | None]:
         """The agent's socket for this attempt; None where no node here has it, or does not answer."""
-        stream_id = secrets.token_urlsafe(18)
+        stream_id = f"{context.server_id}-{secrets.token_urlsafe(18)}"
         meeting = self._waiting[stream_id] = _Meeting()
         try:
             path = f"{PATH}{stream_id}?{query}"
@@ -98,11 +97,9 @@ class Rendezvous:
             self._waiting.pop(stream_id, None)
             meeting.over.set()
 
-    async def serve_agent(
-        self, context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send
-    ) -> None:
-        """The agent's side, WS /v1/agents/streams/{stream_id}: held until the client is done."""
-        meeting = self._waiting.pop(scope["path"].removeprefix(PATH), None)
+    async def join(self, stream_id: str, receive: Receive, send: Send) -> None:
+        """The agent's side of a stream that was asked for here: held until the client is done."""
+        meeting = self._waiting.pop(stream_id, None)
         if meeting is None:
             raise NotFound("nobody waits for this stream any more")
         if not await accept(receive, send):

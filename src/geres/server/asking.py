@@ -18,9 +18,10 @@ class Asking:
     async def step(self) -> bool:
         dispatcher = self._dispatcher
         named, dispatcher.asked_nodes = dispatcher.asked_nodes & dispatcher.desks.keys(), set()
+        named |= {desk.node_id for desk in dispatcher.desks.values() if dispatcher.is_silent(desk)}
         asked = await self._db.read(dispatching.asked_on, sorted(dispatcher.desks))
         kills = await self._db.read(dispatching.kills_on, sorted(dispatcher.desks))
-        draining = await self._db.read(dispatching.draining, sorted(named)) if named else {}
+        looked_at = await self._db.read(dispatching.look_at, sorted(named)) if named else {}
         wishes = await self._db.read(agent_actions.asked, sorted(dispatcher.desks))
         if wishes:
             await self._db.run(agent_actions.told, [node_id for node_id, _ in wishes])
@@ -39,7 +40,10 @@ class Asking:
         for node_id, frame in frames.items():
             if desk := dispatcher.desks.get(node_id):
                 desk.send(frame)
-        for node_id, is_draining in draining.items():
-            if desk := dispatcher.desks.get(node_id):
-                dispatcher.set_draining(desk, is_draining)
+        for node_id, (epoch, draining) in looked_at.items():
+            desk = dispatcher.desks.get(node_id)
+            if desk is not None and desk.epoch < epoch:
+                dispatcher.disconnect(desk, "another server holds this node")
+            elif desk is not None:
+                dispatcher.set_draining(desk, draining)
         return False

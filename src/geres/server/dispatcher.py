@@ -176,6 +176,7 @@ class Dispatcher:
         self.planner.node_came(desk.pool_id)
         self.after(answer.turned, now_us)
         log.info("node %s connected, epoch %d, %d attempts", desk.name, desk.epoch, len(desk.held))
+        self._hints.asked([desk.node_id])  # another server may still think that it has it
         self.ring_here()
         return desk
 
@@ -277,6 +278,10 @@ class Dispatcher:
         if mine:
             self.asked_nodes |= mine
             self.ask_bell.ring()
+
+    def is_silent(self, desk: Desk) -> bool:
+        """True for a node that has left a heartbeat out: perhaps it is connected elsewhere by now."""
+        return time.monotonic() - desk.heartbeat_at > self._lease_seconds / 2
 
     def set_draining(self, desk: Desk, draining: bool) -> None:
         """Let a node take new tasks, or no more."""

@@ -63,9 +63,9 @@ def kills_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int]]:
     return [(row[0], row[1], row[2]) for row in rows]
 
 
-def draining(tx: Tx, node_ids: Sequence[int]) -> dict[int, bool]:
-    """Whether these nodes are to take no new tasks."""
-    return {row[0]: bool(row[1]) for row in tx.rows("draining_nodes", node_ids=list(node_ids))}
+def look_at(tx: Tx, node_ids: Sequence[int]) -> dict[int, tuple[int, bool]]:
+    """The epochs of these nodes, and whether they are to take no new tasks."""
+    return {row[0]: (row[1], bool(row[2])) for row in tx.rows("look_at_nodes", node_ids=list(node_ids))}
 
 
 def show_busy(tx: Tx, nodes: Sequence[tuple[int, int, str]], *, now_us: int) -> list[int]:

@@ -9,8 +9,8 @@ SELECT node_id, id, attempt, asked, message, asked_at FROM task
 -- name: kills_on
 SELECT node_id, task_id, attempt FROM kill WHERE node_id IN ids(:node_ids) ORDER BY node_id, task_id LIMIT 5000
 
--- name: draining_nodes
-SELECT id, draining FROM node WHERE id IN ids(:node_ids)
+-- name: look_at_nodes
+SELECT id, epoch, draining FROM node WHERE id IN ids(:node_ids)
 
 -- name: assigned_on
 SELECT node_id, id, attempt FROM task WHERE node_id IN ids(:node_ids) AND state = 'assigned' ORDER BY id
