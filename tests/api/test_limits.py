@@ -1,0 +1,125 @@
+"""How often one may ask, and how soon a token is no good any more."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from geres.api import auth
+from geres.errors import RateLimited, Unauthenticated
+from geres.sdk.client import Client
+from geres.server import main
+from geres.store import tokens
+from geres.store.database import open_database
+from tests.api.world import Answer, Api
+
+
+@pytest.fixture
+def slow_api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Api]:
+    """A server where a token may make two requests at once, and one a second."""
+    monkeypatch.setattr(main, "_REQUESTS_A_SECOND", 1.0)
+    with Api(tmp_path / "home") as running:
+        yield running
+
+
+def test_who_asks_too_often_is_told_when_to_ask_again(slow_api: Api) -> None:
+    answers = [slow_api.call("GET", "/v1/whoami") for _ in range(14)]
+
+    refused = [answer for answer in answers if answer.status == 429]
+    assert answers[0].status == 200
+    first = refused[0]
+    assert first.error["code"] == "rate_limited"
+    assert 0 < first.error["facts"]["retry_after_seconds"] <= 1
+    assert first.headers["retry-after"] == "1"
+    made = slow_api.call("GET", "/v1/whoami", token=slow_api.agent_token)
+    assert made.status == 403  # another token has an allowance of its own
+
+
+def test_the_client_waits_until_it_may_ask_again(slow_api: Api) -> None:
+    with Client(slow_api.url, slow_api.token) as client:
+        assert [client.whoami().role for _ in range(5)] == ["admin"] * 5
+    with Client(slow_api.url, slow_api.token, patience=0.01) as client, pytest.raises(RateLimited):
+        _ = [client.whoami() for _ in range(30)]
+
+
+def test_trying_tokens_out_is_slow_and_does_not_keep_others_out(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: api.call("GET", "/v1/whoami", token=f"t{n}"), range(auth._FREE_FAILURES)))
+        began = time.monotonic()
+        slowed = list(pool.map(lambda n: api.call("GET", "/v1/whoami", token=f"u{n}"), range(40)))
+        took = time.monotonic() - began
+    assert {answer.status for answer in slowed} == {401}
+    assert took > auth._SLOWED_SECONDS
+    assert api.call("GET", "/v1/whoami").status == 200
+    fresh = api.post("/v1/tokens", {"name": "fresh"})["token"]
+    assert api.call("GET", "/v1/whoami", token=fresh).status == 200
+
+    monkeypatch.setattr(auth, "_MOST_SLOWED", 0)  # as many wait as may wait
+    refused = api.call("GET", "/v1/whoami", token="v")
+    assert (refused.status, refused.error["code"]) == (429, "rate_limited")
+    assert api.call("GET", "/v1/whoami").status == 200
+    assert len(api.get("/v1/audit", result="unauthenticated", limit=1000)["items"]) < 160
+
+
+def test_a_revoked_token_is_refused_at_once_and_elsewhere_within_seconds(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "REMEMBER_SECONDS", 0.5)
+    first, second = (api.post("/v1/tokens", {"name": name}) for name in ("a", "b"))
+    for made in (first, second):
+        assert api.call("GET", "/v1/whoami", token=made["token"]).status == 200
+
+    api.post(f"/v1/tokens/{first['id']}/revoke")
+    assert api.call("GET", "/v1/whoami", token=first["token"]).status == 401
+
+    db = open_database(f"sqlite:{api.home / 'geres.db'}")  # as another server does it
+    try:
+        digest = tokens.token_hash(second["token"])
+        caller = db.call(tokens.find_caller, digest, now_us=time.time_ns() // 1000)
+        db.call(tokens.revoke, caller, second["id"], now_us=time.time_ns() // 1000)
+        with pytest.raises(Unauthenticated):
+            db.call(tokens.find_caller, digest, now_us=time.time_ns() // 1000)
+    finally:
+        db.close()
+    until = time.monotonic() + 20
+    while _status(api, second["token"]) != 401:
+        assert time.monotonic() < until
+        threading.Event().wait(0.05)
+
+
+def _status(api: Api, token: str) -> int:
+    return api.call("GET", "/v1/whoami", token=token).status
+
+
+def test_tokens_that_are_no_text_or_far_too_long_are_refused(api: Api) -> None:
+    def ask(header: bytes) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=10)
+        try:
+            connection.putrequest("GET", "/v1/whoami")
+            connection.putheader("Authorization", header)
+            connection.endheaders()
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.read(), dict(answer.getheaders()))
+        finally:
+            connection.close()
+
+    for header in (
+        b"Bearer " + b"x" * 20_000,
+        b"Bearer \xff\xfe",
+        b"Bearer geres_task_",
+        b"Bearer geres_task_99999999999999999999.1.1.1_" + b"A" * 43,
+        b"Bearer a.b.c",
+        b"Basic " + b"QWxhZGRpbg==",
+        b"Bearer",
+    ):
+        answer = ask(header)
+        assert (answer.status, answer.error["code"]) == (401, "unauthenticated"), header[:40]
+    assert api.get("/v1/whoami")["role"] == "admin"
