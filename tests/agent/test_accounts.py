@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from geres.agent.accounts import Account, Accounts, Refused, account_of, decide, group_of
 from geres.agent.link import socket_path
+from geres.agent.process import explain_note, spawn_as
 from tests.agent.world import Agent, Server, until
 from tests.conftest import missing
 
@@ -100,26 +102,25 @@ def test_the_system_is_asked_again_after_a_while() -> None:
 
 
 @pytest.fixture
-def open_home(tmp_path: Path) -> Iterator[Path]:
-    """A home that other accounts can pass through, as /var/lib/geres is."""
+def place() -> Iterator[Path]:
+    """A folder that other accounts can pass through, as /var/lib is; pytest closes its own to them."""
     if os.geteuid() != 0:
         missing("only root can run tasks as other accounts")
-    closed = []
-    for path in (tmp_path, *tmp_path.parents):
-        if not path.stat().st_mode & 0o001:
-            closed.append((path, path.stat().st_mode))
-            path.chmod(path.stat().st_mode | 0o011)
-    yield tmp_path / "home"
-    for path, mode in closed:
-        path.chmod(stat.S_IMODE(mode))
+    with tempfile.TemporaryDirectory(prefix="geres-test-") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
 
 
 @pytest.fixture
-async def agent(open_home: Path, server: Server, make_agent) -> Agent:
+async def agent(place: Path, server: Server) -> AsyncIterator[Agent]:
     """An agent that is root and runs each task as its submitter; the world's own tasks as root."""
-    found: Agent = make_agent(GERES_AGENT__ACCOUNTS="root=root")
-    await server.connected()
-    return found
+    made = Agent(place / "home", server.url, GERES_AGENT__ACCOUNTS="root=root")
+    try:
+        await server.connected()
+        yield made
+    finally:
+        made.end()
+    assert "Traceback" not in made.log + made.supervisor_log
 
 
 async def run_as(server: Server, number: int, subject: str, *command: str, **fields):
@@ -160,11 +161,11 @@ async def test_root_and_strangers_are_refused_in_words(server: Server, agent: Ag
 
 
 async def test_the_accounts_own_files_are_its_own_and_closed_to_others(
-    server: Server, agent: Agent, tmp_path: Path
+    server: Server, agent: Agent, place: Path
 ) -> None:
     script = 'echo mine > "$GERES_TASK_DIR/kept"; echo t > "$TMPDIR/t"; echo e >/dev/stderr; cat /dev/stdin'
     end = await run_as(server, 1, "games", "sh", "-c", script)
-    assert (end.outcome, end.stderr) == ("succeeded", b"e\n")
+    assert (end.outcome, end.stderr) == ("succeeded", b"e\n"), end
     assert end.folder is not None
     kept = Path(end.folder)
     games = account_of("games")
@@ -199,9 +200,9 @@ async def test_it_cannot_read_what_is_the_agents(server: Server, agent: Agent) -
 
 
 async def test_the_working_directory_is_entered_as_the_account(
-    server: Server, agent: Agent, tmp_path: Path
+    server: Server, agent: Agent, place: Path
 ) -> None:
-    closed, ours = tmp_path / "closed", tmp_path / "ours"
+    closed, ours = place / "closed", place / "ours"
     closed.mkdir(mode=0o700)
     ours.mkdir()
     games = account_of("games")
@@ -238,9 +239,9 @@ async def test_a_group_of_the_account_is_taken(server: Server, agent: Agent) -> 
 
 
 async def test_links_that_a_task_lays_do_not_lead_us_astray(
-    server: Server, agent: Agent, tmp_path: Path
+    server: Server, agent: Agent, place: Path
 ) -> None:
-    secret = tmp_path / "secret"
+    secret = place / "secret"
     secret.write_text("not for games\n")
     secret.chmod(0o600)
     script = f"cd ..; ln -s {secret} .retain; mkdir out; ln -s {secret} out/stdout; head -c 100000 /dev/zero"
@@ -264,3 +265,36 @@ async def test_tasks_of_all_accounts_are_ended(server: Server, agent: Agent) -> 
     await server.ask(1, "cancel")
     assert (await server.end_of(1)).outcome == "cancelled"
     until(lambda: not agent.supervisor()["running"])
+
+
+async def test_no_library_of_the_account_is_loaded_with_our_rights(
+    server: Server, agent: Agent, place: Path
+) -> None:
+    """The loader, which LD_DEBUG makes talk, is the first to see a task's environment."""
+    said = place / "said"
+    said.mkdir()
+    said.chmod(0o777)
+    traps = {
+        "LD_DEBUG": "files",
+        "LD_DEBUG_OUTPUT": str(said / "by"),
+        "ENV": "/nowhere",
+        "BASH_ENV": "/nowhere",
+    }
+    for memory in (0, 256 << 20):
+        end = await run_as(server, 1 + (memory > 0), "games", "true", env=traps, memory_bytes=memory)
+        assert end.outcome == "succeeded", end
+    games = account_of("games")
+    assert games is not None
+    writers = {path.stat().st_uid for path in said.iterdir()}
+    assert writers == {games.uid}
+
+
+def test_an_account_that_cannot_be_taken_is_no_end_of_the_task(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        missing("only root can run tasks as other accounts")
+    with (tmp_path / "notes").open("wb") as notes:
+        account = (2**32 - 1, 0, ())  # -1 means no change to the system
+        pid = spawn_as(account, [b"sh", b"-c", b"exit 7"], {}, [(notes.fileno(), 3)], b"", 100)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 125
+    assert (tmp_path / "notes").read_text() == "become"
+    assert explain_note("become", [b"x"], None, None, None).reason == "no_account"

@@ -45,11 +45,9 @@ class Place:
         if account is None:
             return self.shared
         path = self.shared / str(account.uid)
-        try:
-            path.mkdir(mode=0o700)
+        path.mkdir(mode=0o700, exist_ok=True)
+        if path.stat().st_uid != account.uid:
             os.chown(path, account.uid, account.gid)
-        except FileExistsError:
-            pass
         return path
 
 

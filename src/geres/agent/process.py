@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import time
 
 from geres.agent.attempts import Usage
@@ -59,17 +60,6 @@ exec "$@"
 """
 
 
-#: Joins the group that only we may join, before the account changes.
-JOINER = b"""
-{ printf '%s' $$ >"$1"; } 2>/dev/null || { printf '%s' group >&3; exit 125; }
-shift
-exec "$@"
-"""
-#: The notes begin with the word `become`; the launcher completes the line once it is the other account.
-BECAME = b"printf ' 0\\n' >&3\n"
-_SETPRIV = (b"/usr/bin/setpriv", b"/bin/setpriv", b"/usr/local/bin/setpriv")
-
-
 class Unstartable(Exception):
     """The attempt cannot start, in our words; `code` is what a shell would exit with."""
 
@@ -78,18 +68,6 @@ class Unstartable(Exception):
         self.reason = reason
         self.message = message
         self.code = code
-
-
-def become(account: tuple[int, int, tuple[int, ...]]) -> list[bytes]:
-    """The words before a command that runs it as the account.  Raises Unstartable where there are none."""
-    uid, gid, groups = account
-    program = next((path for path in _SETPRIV if os.access(path, os.X_OK)), None)
-    if program is None:
-        raise Unstartable(
-            "no_account", "this node has no setpriv, of util-linux, to run tasks as other accounts", 125
-        )
-    others = b"--groups=" + b",".join(b"%d" % one for one in groups) if groups else b"--clear-groups"
-    return [program, b"--reuid=%d" % uid, b"--regid=%d" % gid, others, b"--inh-caps=-all"]
 
 
 class Programs:
@@ -145,6 +123,11 @@ class OpenFiles:
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._low = [os.dup(self._null) for _ in range(_MOST_DESCRIPTORS)]
 
+    @property
+    def soft(self) -> int:
+        """The limit that tasks begin with."""
+        return self._soft
+
     def spawn(
         self, program: bytes, argv: list[bytes], env: dict[bytes, bytes], descriptors: list[tuple[int, int]]
     ) -> int:
@@ -166,6 +149,52 @@ class OpenFiles:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self._hard, self._hard))
             for low in used:
                 os.dup2(self._null, low, inheritable=False)
+
+
+def spawn_as(
+    account: tuple[int, int, tuple[int, ...]],
+    argv: list[bytes],
+    env: dict[bytes, bytes],
+    descriptors: list[tuple[int, int]],
+    procs: bytes,
+    open_files: int,
+) -> int:
+    """As `spawn` of /bin/sh, as another account (uid, gid, groups), in the memory group of the file `procs`.
+
+    A copy of us changes itself.  No program runs with our rights and the task's environment, which could tell
+    the system's loader to take a library of the account's.  What fails is noted on the last of `descriptors`.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    note = b"become"
+    try:
+        os.setsid()
+        for number in _DEFAULTED:
+            signal.signal(number, signal.SIG_DFL)
+        for ours, its in descriptors:
+            if ours == its:
+                os.set_inheritable(its, True)
+            else:
+                os.dup2(ours, its)
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(open_files, hard), hard))
+        if procs:
+            note = b"group"
+            with open(procs, "wb", buffering=0) as file:
+                file.write(b"%d" % os.getpid())
+            note = b"become"
+        uid, gid, groups = account
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        if os.getresuid() == (uid, uid, uid):
+            os.execve(b"/bin/sh", argv, env)
+    except BaseException:  # whatever it is, this copy must not go on as a supervisor
+        pass
+    finally:
+        os.write(descriptors[-1][1], note)
+        os._exit(125)
 
 
 def spawn(

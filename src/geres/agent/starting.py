@@ -9,16 +9,14 @@ from geres.agent.capture import Captures, File
 from geres.agent.cgroups import MemoryGroups
 from geres.agent.folders import Folders, Slot
 from geres.agent.process import (
-    BECAME,
-    JOINER,
     LAUNCHER,
     OpenFiles,
     Programs,
     Unstartable,
     bad_path,
-    become,
     no_cwd,
     now_us,
+    spawn_as,
 )
 
 _NO_SPACE = (28, 122)  # ENOSPC, EDQUOT
@@ -132,23 +130,13 @@ class Starter:
             b"1" if spec.merge and out else b"",
         ]
         attempt.started_us = now_us()
+        argv = [b"sh", b"-c", LAUNCHER, b"geres", *arguments, *attempt.argv]
         if spec.account is None:
-            argv = [b"sh", b"-c", LAUNCHER, b"geres", *arguments, *attempt.argv]
+            attempt.pid = self._open_files.spawn(b"/bin/sh", argv, env, descriptors)
         else:
-            argv = self._as_account(attempt, become(spec.account), arguments)
-        attempt.pid = self._open_files.spawn(
-            b"/bin/sh" if argv[0] == b"sh" else argv[0], argv, env, descriptors
-        )
-
-    def _as_account(self, attempt: Attempt, change: list[bytes], arguments: list[bytes]) -> list[bytes]:
-        """The command line that joins the memory group as we are, and does all else as the account."""
-        assert attempt.notes is not None
-        os.write(attempt.notes.fd, b"become")
-        procs, *others = arguments
-        launcher = [b"/bin/sh", b"-c", BECAME + LAUNCHER, b"geres", b"", *others, *attempt.argv]
-        if not procs:
-            return [*change, *launcher]
-        return [b"sh", b"-c", JOINER, b"geres", procs, *change, *launcher]
+            argv[4] = b""  # the group is joined before the account changes
+            soft = self._open_files.soft
+            attempt.pid = spawn_as(spec.account, argv, env, descriptors, procs, soft)
 
     def _limit(self, attempt: Attempt) -> tuple[bytes, bytes]:
         """The file to join the attempt's memory group by, or else the most address space in KiB."""
