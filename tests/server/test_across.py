@@ -172,6 +172,39 @@ def test_what_a_running_task_wrote_so_far_is_read_through_the_other_server(pair:
     assert answers == [b"so far\n"]
 
 
+def test_a_large_output_is_read_where_it_does_not_lie(pair: Pair) -> None:
+    """The agent has uploaded it to its own server, whose folder no other server has."""
+    node = pair.agent()
+    task = pair.running(node)
+    written = b"".join(b"line %d\n" % number for number in range(300_000))
+    path = f"/v1/agents/outputs/{parse_task(task)}/1/stdout"
+    blob = pair.there.call("PUT", path, written, token=pair.there.agent_token).good["blob"]
+    node.end(task, stdout=written[-100:], stdout_bytes=len(written), stdout_blob=blob)
+
+    for api in (pair.here, pair.there):
+        assert api.call("GET", f"/v1/tasks/{task}/logs").body == written
+        assert api.call("GET", f"/v1/tasks/{task}/logs", tail=2).body == b"line 299998\nline 299999\n"
+        assert api.call("GET", f"/v1/tasks/{task}/logs", offset=len(written) - 5).body == written[-5:]
+    assert not (pair.here.home / "blobs" / blob).exists()
+
+
+def test_a_blob_that_lies_nowhere_is_not_found(pair: Pair) -> None:
+    node = pair.agent()
+    task = pair.running(node)
+    path = f"/v1/agents/outputs/{parse_task(task)}/1/stdout"
+    blob = pair.there.call("PUT", path, b"x" * 100_000, token=pair.there.agent_token).good["blob"]
+    node.end(task, stdout_bytes=100_000, stdout_blob=blob)
+    (pair.there.home / "blobs" / blob).unlink()
+
+    assert pair.here.call("GET", f"/v1/tasks/{task}/logs").status == 404
+
+
+def test_only_servers_may_read_blobs_of_each_other(pair: Pair) -> None:
+    refused = pair.there.call("GET", "/v1/peers/blobs", key="outputs/1/0/1.1.stdout")
+
+    assert refused.status == 401
+
+
 @pytest.mark.parametrize(
     ("action", "more", "asked"),
     [

@@ -87,6 +87,7 @@ RULES: dict[tuple[str, str], Roles] = {
     ("POST", "/v1/join-tokens"): OPERATORS,
     ("POST", "/v1/join-tokens/{token}/revoke"): OPERATORS,
     # servers; such a request is signed
+    ("GET", "/v1/peers/blobs"): NOBODY,
     ("WEBSOCKET", "/v1/peers/streams/{task}/{attempt}"): NOBODY,
     ("WEBSOCKET", "/v1/peers/agents/{stream_id}"): NOBODY,
     # agents

@@ -68,6 +68,7 @@ ROUTES: list[Any] = [
     *system.ROUTES,
     *inside.ROUTES,
     fleet.list_servers,
+    fleet.read_blob,
     *jobs.ROUTES,
     *nodes.ROUTES,
     *tenants.ROUTES,

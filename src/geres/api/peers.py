@@ -35,7 +35,9 @@ log = logging.getLogger("geres.peers")
 PATH = "/v1/peers/"
 _STREAMS = f"{PATH}streams/"
 _AGENTS = f"{PATH}agents/"
+BLOBS_PATH = f"{PATH}blobs"
 HEADER = "x-geres-signature"
+SIZE_HEADER = "geres-size"
 _OPEN_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
 _VALID_US = 60_000_000  #: of a signature; servers go by the clock of the store
@@ -127,8 +129,8 @@ class Streams:
         raise NotFound("nobody waits for this stream any more")
 
     async def serve_peer(self, context: Context, scope: Scope, receive: Receive, send: Send) -> None:
-        """What another server asks: a stream of a node here; or it brings the agent of one that is waited for."""
-        _check(context, scope)
+        """What another server asks: a stream of a node here; or it brings the agent that one waits for."""
+        check(context, scope)
         if scope["path"].startswith(_AGENTS):
             await self.meet.join(scope["path"].removeprefix(_AGENTS), receive, send)
             return
@@ -158,7 +160,7 @@ async def _pass_on(
     scope.cancel()
 
 
-def _check(context: Context, scope: Scope) -> None:
+def check(context: Context, scope: Scope) -> None:
     """Raise Unauthenticated where no server of this store asks."""
     target = f"{scope['path']}?{scope['query_string'].decode('latin-1')}"
     signature = dict(scope["headers"]).get(HEADER.encode(), b"").decode("latin-1")

@@ -102,7 +102,7 @@ def _submit(tx: Tx, caller: Caller, body: SubmitTask, now_us: int) -> tuple[int,
     """(key, whether it was there before)."""
     if body.task.id is not None and body.task.if_exists == "attach":
         job_id = finding.find_job(tx, caller, body.job, now_us=now_us)
-        # Locked, what is waited for first, so that of two requests at once the second finds what the first made.
+        # Locked, what is waited for first, so that of two requests at once the second finds the first one's.
         lock_parents(tx, caller, body.after, job_id, refuse=False)
         tx.one("lock_job", job_id=job_id, tenant_id=caller.tenant_id)
         found = tx.value("living_task_of_own_id", job_id=job_id, own_id=body.task.id)

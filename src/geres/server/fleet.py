@@ -13,7 +13,7 @@ from geres.server.hints import Hint, Hints
 from geres.server.waiters import Waiters
 from geres.store import servers
 from geres.store.database import Database, Order
-from geres.store.servers import Introduction
+from geres.store.servers import Introduction, Peer
 
 log = logging.getLogger("geres.fleet")
 
@@ -26,11 +26,13 @@ class Fleet:
 
     def __init__(self, db: Database, clock: Callable[[], int], me: Introduction, hints: Hints) -> None:
         self._db, self._clock, self._me, self._hints = db, clock, me, hints
+        self.others: list[Peer] = []  #: that were there a second ago
 
     async def step(self) -> bool:
         now_us = self._clock()
         peers = await self._db.read(servers.living, now_us=now_us)
-        self._hints.alone = all(peer.id == self._me.id for peer in peers)
+        self.others = [peer for peer in peers if peer.id != self._me.id]
+        self._hints.alone = not self.others
         for number, url in await self._db.run_as(Order.LOOP, servers.bury, self._me.id, now_us=now_us):
             log.warning(
                 "server %d at %s is gone; its nodes are held by nobody until they connect again",

@@ -23,7 +23,6 @@ from geres.aio import Doorbell, Pulse, run_loop
 from geres.api import context as api
 from geres.api.app import create_app
 from geres.api.context import Context
-from geres.blobs.folder import FolderBlobs
 from geres.config import ServerConfig
 from geres.errors import GeresError, StoreUnavailable
 from geres.model.identity import provider_of
@@ -34,6 +33,7 @@ from geres.server.asking import Asking
 from geres.server.attending import Attendant
 from geres.server.clock import Clock, wall_us
 from geres.server.dispatcher import Dispatcher
+from geres.server.far_blobs import FarBlobs
 from geres.server.fleet import Fleet
 from geres.server.hints import Hints
 from geres.server.http import Http
@@ -223,7 +223,7 @@ class _Server:
             self._clock,
             cast("api.Dispatcher", self._dispatcher),
             self._waiters,
-            FolderBlobs(home / "blobs"),
+            FarBlobs(home / "blobs", lambda: self._fleet.others, self._clock),
             server_id=me.id,
             server_secret=me.secret,
             hooks=frozenset(settings.hooks),
