@@ -25,6 +25,7 @@ from msgspec.structs import fields
 
 from geres import config, errors
 from geres.agent import main as agent
+from geres.api import access
 from geres.api import app as api
 from geres.cli.main import Commands, cli
 from geres.model.options import _PARSED, _RETRY_OPTIONS
@@ -104,6 +105,16 @@ def settings() -> str:
         doc = (kind.__doc__ or "").strip()
         parts.append(f"## {section}\n\n{doc}\n\n{table(('key', 'default', ''), *rows)}")
     return "\n" + "\n".join(parts) + "\n"
+
+
+def access_table() -> str:
+    """Every route with the roles that may call it."""
+    order = ("admin", "operator", "user", "viewer", "task", "node")
+    rows = []
+    for (method, path), roles in access.RULES.items():
+        shown = "no token" if roles is access.NOBODY else ", ".join(role for role in order if role in roles)
+        rows.append((f"`{method} {path}`", shown))
+    return table(("route", "who"), *rows)
 
 
 def error_table() -> str:
@@ -384,6 +395,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "decisions": decisions,
     "options": options,
     "routes": routes,
+    "access": access_table,
     "python": python,
     "commands": commands,
 }
