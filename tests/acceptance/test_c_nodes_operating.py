@@ -24,6 +24,7 @@ from tests.acceptance.acts import (
     submit,
     wait_for_state,
 )
+from tests.acceptance.fleet import Fleet
 from tests.cluster import Cluster
 
 
@@ -262,3 +263,27 @@ def kill_node(agent: subprocess.Popen[bytes], home: Path) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     agent.wait(PATIENCE_SECONDS)
+
+
+def test_u101_u105_u107_nodes_of_another_server_are_looked_after_alike(postgres_server, tmp_path):
+    """The node `far` is connected to the second server alone; the operator asks the first."""
+    gate = Gate(tmp_path)
+    with postgres_server.fresh() as url, Fleet(url) as fleet:
+        here, there = fleet.servers
+        fleet.agent("far", there)
+        client = fleet.client(here)
+        assert "==> agent.log" in fleet.run(here, "node", "logs", "far").stdout
+
+        task = fleet.run(here, "submit", "--cwd", "task", "--", *gate.words).stdout.strip()
+        eventually(lambda: client.task_info(task).state.value, lambda state: state == "running")
+        fleet.run(here, "node", "drain", "far")
+        waiting = fleet.run(here, "submit", "--cwd", "task", "--", "true").stdout.strip()
+        fleet.run(here, "node", "remove", "far", "--requeue")
+        assert client.node("far").removed_at is not None
+        assert {client.task_info(one).state.value for one in (task, waiting)} == {"queued"}
+        assert [node.name for node in fleet.client(there).nodes()] == []
+
+        fleet.run(here, "node", "undrain", "far")
+        gate.open()
+        fleet.run(here, "wait", task, waiting)
+        assert client.task_info(task).retry_count == 0
