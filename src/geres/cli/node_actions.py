@@ -216,7 +216,8 @@ def _tell(answer: list[NodeActed], what: str, *, json: bool, quiet: bool, dry_ru
             say(f"geres: {one.code}: {escape(one.message or '')}")
             status = status or BY_CODE.get(one.code, GeresError).exit_status
         elif not quiet and not json:
-            tasks = f"; {one.task_count} tasks run there" if one.task_count else ""
+            runs = "task runs" if one.task_count == 1 else "tasks run"
+            tasks = f"; {one.task_count} {runs} there" if one.task_count else ""
             write_line(f"{escape(one.name)}: {'would be acted on' if dry_run else what}{tasks}")
     return status
 
@@ -254,4 +255,4 @@ def _still(node: Any) -> str:
     ids = node.task_ids
     if not ids:
         return f"{node.name}, which is {node.state.value}"
-    return f"{node.name}: {len(ids)} tasks ({' '.join(ids[:3])}{' ...' if len(ids) > 3 else ''})"
+    return f"{node.name}: {len(ids)} task{'s' if len(ids) > 1 else ''} ({' '.join(ids[:3])}{' ...' if len(ids) > 3 else ''})"
