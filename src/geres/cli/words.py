@@ -55,6 +55,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "audit": Entry("tenants:audit", _CLUSTER, "List who changed what."),
         "doctor": Entry("status:doctor", _CLUSTER, "Look for what is wrong."),
         "config": Entry("settings:config", _CLUSTER, "Show the settings and where they come from."),
+        "store": Entry("store:store", _CLUSTER, "Back up, check and move a store."),
         "service": Entry("service:service", _CLUSTER, "Run server and agent under systemd."),
         "debug": Entry("debug:debug", _CLUSTER, "Look into the running server."),
         "server": Entry("parts:server", _PARTS, "Run one server."),
@@ -113,6 +114,12 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "list": Entry("tenants:token_list", _CLUSTER, "List tokens."),
         "rotate": Entry("tenants:token_rotate", _CLUSTER, "Make one in place of another."),
         "revoke": Entry("tenants:token_revoke", _CLUSTER, "Refuse tokens from now on."),
+    },
+    "store": {
+        "backup": Entry("store:backup", _CLUSTER, "Write a backup to a file; the cluster may be up."),
+        "restore": Entry("store:restore", _CLUSTER, "Unpack one into this home."),
+        "check": Entry("store:check", _LOOK, "Look for damage."),
+        "move": Entry("store:move", _CLUSTER, "Move from SQLite to PostgreSQL."),
     },
     "service": {
         "install": Entry("service:service_install", _CLUSTER, "Write, enable and start systemd units."),

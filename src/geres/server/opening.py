@@ -10,12 +10,13 @@ import pwd
 import secrets
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 from geres.errors import Conflict, Invalid, StoreUnavailable
 from geres.mounts import network_file_system
-from geres.store import migrate, servers, sharing, tokens, unreadable
+from geres.store import migrate, move, servers, sharing, tokens, unreadable
 from geres.store.database import Database, Tx, open_database
 from geres.store.servers import Introduction
 from geres.store.sql import Dialect
@@ -63,6 +64,14 @@ def open_store(url: str, *, now_us: int, patience_seconds: float = 0.0) -> Opene
         raise
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep servers off a SQLite file for a while.  Raises Conflict where one has it."""
+    _check_file(path)
+    with contextlib.closing(_lock(path)):
+        yield
+
+
 def check_file(url: str) -> None:
     """Raise what `open_store` would say of the place and the schema of a SQLite file that is in use."""
     path = Path(url.removeprefix("sqlite:")).absolute()
@@ -74,6 +83,7 @@ def check_file(url: str) -> None:
 
 def _migrated(opened: Opened, now_us: int) -> Opened:
     try:
+        opened.db.call(move.refuse_unfinished)
         applied = opened.db.call(migrate.migrate, now_us=now_us)
         if applied and applied[0] != migrate.migrations()[0].name:  # not where it was empty
             opened.db.call(migrate.end_older_connections)

@@ -46,7 +46,7 @@ _ALL = "-c plan_cache_mode=force_generic_plan"
 _WRITE = f"{_ALL} -c idle_in_transaction_session_timeout=60000 -c lock_timeout=20000"
 _READ = f"{_ALL} -c default_transaction_read_only=on -c statement_timeout={_READ_MS}"
 #: Seconds until a host that no longer answers is given up; without effect on a Unix socket.
-_NETWORK = {
+_NETWORK: dict[str, Any] = {
     "connect_timeout": 5,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -181,6 +181,19 @@ class PostgresDatabase(Database):
     def close(self) -> None:
         self._writers.close()
         self._readers.close()
+
+
+@contextmanager
+def reading(url: str) -> Iterator[Tx]:
+    """A snapshot of a store, on a connection of its own, with all the time that it takes."""
+    with (
+        _outages(),
+        psycopg.connect(url, options=_ALL, application_name="geres store", **_NETWORK) as connection,
+    ):
+        _configure(connection)
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.read_only = True
+        yield PostgresTx(connection)
 
 
 class _InTheWay(StoreUnavailable):
