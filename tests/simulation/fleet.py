@@ -316,7 +316,11 @@ class Fleet:
             command=["true"],
             cpus=dice.choice([0.5, 1.0, 1.0, 1.0, 2.0]),
             gpus=dice.choice([0, 0, 0, 0, 1]),
-            retry=Retry(most=dice.choice([0, 1, 3, 5]), delay_seconds=dice.choice([0.0, 0.0, 0.0, 2.0])),
+            retry=Retry(
+                most=dice.choice([0, 1, 3, 5]),
+                delay_seconds=dice.choice([0.0, 0.0, 0.0, 2.0]),
+                most_delay_seconds=4.0,
+            ),
             on_lost=dice.choice(["retry", "retry", "retry", "fail"]),
             priority=dice.choice([0, 0, 0, 5]),
             hold=dice.random() < 0.05,
