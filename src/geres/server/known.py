@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -13,6 +14,7 @@ from geres.store.database import Database
 from geres.store.dispatching import JobFacts
 
 MOST = 20_000  #: of each kind
+_JOBS_SECONDS = 10.0  #: a change of a job's name or metadata is seen so soon, however little is heard of it
 
 
 class Known:
@@ -23,12 +25,16 @@ class Known:
         self.specs: dict[int, KnownSpec] = {}
         self.unreadable: dict[int, str] = {}  #: specifications that cannot be decoded, and why
         self.jobs: dict[int, JobFacts] = {}
+        self._jobs_since = time.monotonic()
 
     async def load(self, job_ids: Set[int], spec_ids: Set[int], bodies: Mapping[int, str]) -> None:
         """Have these jobs and specifications; `bodies` are specifications that were read already.
 
         Those that cannot be decoded are in `unreadable` instead.  Raises StoreUnavailable.
         """
+        if time.monotonic() - self._jobs_since > _JOBS_SECONDS:  # one may have been edited at another server
+            self.jobs.clear()
+            self._jobs_since = time.monotonic()
         self._decode(bodies)
         while True:  # what is here may be forgotten while the rest is read
             jobs = sorted(job_ids - self.jobs.keys())

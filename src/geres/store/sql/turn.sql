@@ -140,6 +140,18 @@ UPDATE lane
                     WHERE task.lane_id = lane.id AND (task.state = 'queued'))
  WHERE id IN (SELECT lane_id FROM task WHERE id IN ids(:task_ids) AND state = 'queued')
 
+-- name: wake_lanes_of_tasks @postgres
+-- Locked in order, as several servers wake the same lanes.
+WITH woken AS MATERIALIZED (
+    SELECT id FROM lane
+     WHERE id IN (SELECT lane_id FROM task WHERE id IN ids(:task_ids) AND state = 'queued')
+     ORDER BY id FOR UPDATE)
+UPDATE lane
+   SET active = 1,
+       priority = (SELECT max(task.priority) FROM task
+                    WHERE task.lane_id = lane.id AND (task.state = 'queued'))
+  FROM woken WHERE lane.id = woken.id
+
 -- name: count_ends
 -- The job's row is locked from here to the commit, so that finish numbers have no gaps.
 UPDATE job
@@ -168,6 +180,33 @@ UPDATE job
        state_since = :now_us, ended_at = :now_us
  WHERE id = :job_id AND state IN ('active', 'disabled', 'closing')
 
+-- name: parents_of_many
+SELECT parent_task_id FROM dependency
+ WHERE parent_task_id IN ids(:task_ids) AND done = 0
+ GROUP BY parent_task_id HAVING count(*) > :most
+
+-- name: free_later
+INSERT INTO freeing (parent_task_id) SELECT id FROM task WHERE id IN ids(:task_ids)
+ON CONFLICT (parent_task_id) DO NOTHING
+
+-- name: parents_to_free
+SELECT parent_task_id FROM freeing ORDER BY parent_task_id LIMIT :limit
+
+-- name: forget_freeing
+DELETE FROM freeing WHERE parent_task_id = :task_id
+
+-- name: some_children_of_task
+SELECT child_id FROM dependency WHERE parent_task_id = :task_id AND done = 0 ORDER BY child_id LIMIT :limit
+
+-- name: some_children_of_job
+SELECT child_id FROM dependency WHERE parent_job_id = :job_id AND done = 0 ORDER BY child_id LIMIT :limit
+
+-- name: done_dependencies_of_children
+-- Of these children, on one task.
+UPDATE dependency SET done = 1
+ WHERE parent_task_id = :task_id AND child_id IN ids(:child_ids) AND done = 0
+RETURNING child_id, how
+
 -- name: done_dependencies_on_tasks
 UPDATE dependency SET done = 1
  WHERE parent_task_id IN ids(:task_ids) AND done = 0
@@ -175,7 +214,7 @@ RETURNING child_id, parent_task_id, how
 
 -- name: done_dependencies_on_job
 UPDATE dependency SET done = 1
- WHERE parent_job_id = :job_id AND done = 0
+ WHERE parent_job_id = :job_id AND child_id IN ids(:child_ids) AND done = 0
 RETURNING child_id, how
 
 -- name: lock_children
