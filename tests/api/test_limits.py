@@ -5,19 +5,21 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from geres.api import auth
+from geres.api import auth, front
 from geres.errors import RateLimited, Unauthenticated
 from geres.sdk.client import Client
 from geres.server import main
 from geres.store import tokens
 from geres.store.database import open_database
-from tests.api.world import Answer, Api
+from tests.api.world import Agent, Answer, Api
 
 
 @pytest.fixture
@@ -123,3 +125,29 @@ def test_tokens_that_are_no_text_or_far_too_long_are_refused(api: Api) -> None:
         answer = ask(header)
         assert (answer.status, answer.error["code"]) == (401, "unauthenticated"), header[:40]
     assert api.get("/v1/whoami")["role"] == "admin"
+
+
+def test_an_open_stream_ends_with_its_token(
+    monkeypatch: pytest.MonkeyPatch, api: Api, agent: Callable[..., Agent]
+) -> None:
+    monkeypatch.setattr(front, "_LOOK_AGAIN_SECONDS", 0.05)
+    made = api.post("/v1/tokens", {"name": "a"})
+    task = api.submit("sleep", "9")
+    with closing(api.socket(f"/v1/tasks/{task}/attach", token=made["token"])) as attached:
+        assert attached.read()  # the task's state
+        with pytest.raises(TimeoutError):
+            attached.read(0.5)
+        api.post(f"/v1/tokens/{made['id']}/revoke")
+
+        with pytest.raises(ConnectionClosed) as closed:
+            attached.read(20)
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (
+        1008,
+        "the token was revoked: ask your administrator",
+    )
+    with pytest.raises(InvalidStatus) as refused:
+        api.socket(f"/v1/tasks/{task}/attach", token=made["token"])
+    assert refused.value.response.status_code == 401
+    agent()  # whose token is good stays
+    assert api.wait(task, "assigned")

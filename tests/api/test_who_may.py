@@ -43,6 +43,8 @@ BODIES: dict[str, Any] = {
     "POST /v1/nodes:undrain": {"names": [NODE]},
     "POST /v1/nodes:remove": {"names": [NODE]},
     "POST /v1/nodes:reboot": {"names": [NODE]},
+    "POST /v1/nodes:reload": {"names": [NODE]},
+    "POST /v1/nodes:restart": {"names": [NODE]},
     "PUT /v1/quotas": {"user": USER, "running": 1},
     "POST /v1/join-tokens": {},
     "POST /v1/join-tokens/{token}/revoke": {},
@@ -84,7 +86,7 @@ QUERIES = {
     f"GET /v1/audit?user={USER}": 200,
     f"GET /v1/tokens?user={USER}": 200,
     # these say of each node what became of it
-    **{f"POST /v1/nodes:{verb}": 200 for verb in ("drain", "undrain", "remove")},
+    **{f"POST /v1/nodes:{verb}": 200 for verb in ("drain", "undrain", "remove", "reload", "restart")},
     "POST /v1/nodes:reboot": 409,  # nothing reboots nodes here
 }
 _OPEN = {"GET /healthz", "GET /readyz"}

@@ -6,18 +6,22 @@ show.  They are plain functions of a Call; the OpenAPI document describes them a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import anyio
+
 from geres.api import access
-from geres.api.asgi import App, Message, Receive, Scope, Send, closing, respond
+from geres.api.asgi import GONE, App, Message, Receive, Scope, Send, closing, respond
 from geres.api.auth import Auth
 from geres.api.bodies import error_body
 from geres.api.context import Context
 from geres.api.refusals import Refusals
-from geres.errors import GeresError, Invalid, NotFound, RateLimited, StoreUnavailable
+from geres.errors import GeresError, Invalid, NotFound, RateLimited, StoreUnavailable, Unauthenticated
 from geres.model.callers import Caller
 
 log = logging.getLogger("geres.api")
@@ -25,6 +29,8 @@ log = logging.getLogger("geres.api")
 _MOST_BODY_BYTES = 16 << 20
 _MOST_BULK_BYTES = 256 << 20
 _MOST_OPEN_BYTES = 1 << 16  #: where no token is asked for
+#: An open WebSocket whose token is no good any more ends within about so long.
+_LOOK_AGAIN_SECONDS = 60.0
 _LARGE = frozenset({"/v1/tasks:bulk", "/v1/jobs"})
 
 
@@ -174,10 +180,47 @@ class Front:
             if roles is not access.NOBODY:
                 caller = scope["state"]["caller"] = await self._who(scope, headers)
                 access.check(caller, roles, "WEBSOCKET", scope["path"])
+                route = self._watched(route, headers)
             await route(self._context, caller, scope, receive, send)
         except GeresError as error:
             await self._note(error, scope)
             await refuse_socket(scope, receive, send, error)
+
+    def _watched(self, route: WebSocketRoute, headers: dict[bytes, bytes]) -> WebSocketRoute:
+        """The route, which ends when the token with which it began is good no more."""
+
+        async def watched(
+            context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send
+        ) -> None:
+            refused: list[GeresError] = []
+            over: list[GeresError] = []
+            async with anyio.create_task_group() as group:
+
+                async def watch() -> None:
+                    while not over:  # not all of those who connected at once look at once
+                        await anyio.sleep(_LOOK_AGAIN_SECONDS * random.uniform(0.5, 1.5))
+                        try:
+                            await self._who(scope, headers)
+                        except Unauthenticated as error:
+                            over.append(error)
+                        except GeresError:
+                            continue  # an outage is no reason
+                    group.cancel_scope.cancel()
+
+                group.start_soon(watch)
+                try:
+                    await route(context, caller, scope, receive, send)
+                except GeresError as error:  # a group would hide it
+                    refused.append(error)
+                group.cancel_scope.cancel()
+            if refused:
+                raise refused[0]
+            if over:
+                await self._note(over[0], scope)
+                with contextlib.suppress(*GONE):
+                    await send(closing(1008, str(over[0])))
+
+        return watched
 
 
 def _address(scope: Scope) -> str:
