@@ -47,8 +47,10 @@ docs-write: environment ## write the generated pages of the documentation
 bench: environment ## measure against the bars (BENCH="commands --short" for one)
 	$(BIN)/python -m bench $(BENCH)
 
-chaos: environment ## kill parts at random under load (CHAOS_SECONDS=60)
-	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),60) $(BIN)/python -m pytest -s tests/chaos
+chaos: environment ## break things: CHAOS_SECONDS of real kills under load, SCHEDULES simulated ones
+	CHAOS_SECONDS=$(or $(CHAOS_SECONDS),120) $(BIN)/python -m pytest -s -m "slow or not slow" tests/chaos
+	$(BIN)/python -m pytest -m slow tests/simulation
+	SCHEDULES=$(or $(SCHEDULES),10000) $(BIN)/python -m tests.simulation
 
 wheel: environment ## build the wheel into dist/
 	$(BIN)/python -m build --no-isolation --wheel
