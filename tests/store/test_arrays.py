@@ -19,8 +19,12 @@ def array(world, text="1-3", after=(), **options):
 
 
 def unfold_all(world):
-    while ids := world.db.call(arrays.arrays_to_unfold):
-        for job_id in ids:
+    """What the loops do until there is nothing left to do."""
+    more = True
+    while more:
+        _, more = world.db.call(ends.free_children_of_tasks, now_us=world.now_us)
+        for job_id in world.db.call(arrays.arrays_to_unfold):
+            more = True
             world.db.call(arrays.unfold, job_id, now_us=world.now_us)
 
 
@@ -128,3 +132,53 @@ def test_tasks_that_join_an_array_get_numbers_behind_it(world):
 
     assert joined == f"{job}.{arrays.PIECE + 6}"
     assert states(world, job) == {"queued": arrays.PIECE + 6}
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "failed"])
+@pytest.mark.parametrize("of_job", [True, False])
+def test_very_many_that_wait_for_one_are_freed_a_piece_at_a_time(world, outcome, of_job):
+    node = world.connect()
+    parent = world.job()
+    [first] = world.submit(job=parent)
+    count = ends.CHILDREN_AT_ONCE * 2 + 5
+    job = world.job()
+    world.submit(count, job=job, after=[parent if of_job else first])
+    [grandchild] = world.submit(after=[f"{job}.{count}"])
+
+    run_all(world, node, outcome)
+    assert states(world, job) == {"blocked": count}
+    assert world.db.call(doctor.check_invariants) == []
+    seen = []
+    for _ in range(3):
+        for free in (ends.free_children_of_jobs, ends.free_children_of_tasks):
+            world.db.call(free, now_us=world.now_us)
+        seen.append(states(world, job).get("blocked", 0))
+
+    assert seen == [ends.CHILDREN_AT_ONCE + 5, 5, 0]
+    assert states(world, job) == {"queued" if outcome == "succeeded" else "skipped": count}
+    assert world.state(grandchild) is (TaskState.BLOCKED if outcome == "succeeded" else TaskState.SKIPPED)
+    assert world.db.call(ends.free_children_of_tasks, now_us=world.now_us) == (ends.NOTHING, False)
+    assert world.db.call(doctor.check_invariants) == []
+
+
+def test_a_parent_of_very_many_that_is_run_again_keeps_the_rest_waiting(world):
+    node = world.connect()
+    [first] = world.submit()
+    job = world.job()
+    count = ends.CHILDREN_AT_ONCE + 5
+    world.submit(count, job=job, after=[first])
+    run_all(world, node, "failed")
+    world.db.call(ends.free_children_of_tasks, now_us=world.now_us)
+    assert states(world, job) == {"skipped": ends.CHILDREN_AT_ONCE, "blocked": 5}
+
+    world.db.call(task_edits.rerun, world.ann, [key(first)], now_us=world.now_us)
+    for _ in range(2):
+        world.db.call(ends.free_children_of_tasks, now_us=world.now_us)
+    assert states(world, job) == {"blocked": count}
+    assert world.rows("SELECT * FROM freeing") == []
+    run_all(world, node)
+    while world.db.call(ends.free_children_of_tasks, now_us=world.now_us)[1]:
+        pass
+
+    assert states(world, job) == {"queued": count}
+    assert world.db.call(doctor.check_invariants) == []

@@ -202,7 +202,7 @@ def test_what_waits_for_a_job_is_freed_once(two: Two) -> None:
     world.assign(node)
     world.turn(node, ended=[ended(task, 1)])
 
-    a, b = two.both(ends.free_children_of_jobs, now_us=world.now_us)
+    (a, _), (b, _) = two.both(ends.free_children_of_jobs, now_us=world.now_us)
 
     assert (a.freed, b.freed) == (30, 0)
     assert {world.state(one) for one in children} == {TaskState.QUEUED}

@@ -82,12 +82,14 @@ class JobEnder:
             self._context.dispatcher.asked(done.asked_nodes)
             more = more or more_here
         waiters.job_changed(await db.run_as(Order.LOOP, jobs.end_done_jobs, now_us=clock()))
-        freed = await db.run_as(Order.LOOP, ends.free_children_of_jobs, now_us=clock())
-        if freed.task_ids:
-            waiters.task_ended(freed.task_ids)
-            waiters.job_changed(freed.jobs)
-        if freed.freed:
-            self._context.dispatcher.ring()
+        for free in (ends.free_children_of_jobs, ends.free_children_of_tasks):
+            freed, more_here = await db.run_as(Order.LOOP, free, now_us=clock())
+            more = more or more_here
+            if freed.task_ids:
+                waiters.task_ended(freed.task_ids)
+                waiters.job_changed(freed.jobs)
+            if freed.freed:
+                self._context.dispatcher.ring()
         return more
 
 

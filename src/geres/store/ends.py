@@ -14,6 +14,7 @@ from geres.store.database import Tx, batch
 #: How a job's reason begins while its tasks are being cancelled; the reasons that people give never do.
 CANCELLED = "job_cancelled"
 _NO_USAGE = Usage()
+CHILDREN_AT_ONCE = 1000  #: tasks that one transaction frees for one task or job that has ended
 
 
 class End(NamedTuple):
@@ -53,6 +54,7 @@ class Ended(NamedTuple):
     freed: int  #: children that may start now
 
 
+NOTHING = Ended([], {}, [], 0)
 _ATTEMPT = (
     "task_id",
     "attempt",
@@ -221,10 +223,13 @@ def _task_row(end: End) -> tuple[Any, ...]:
 
 
 def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> list[int]:
-    """Free the children of what ends; those skipped join `ends`.  Returns those that are queued now."""
+    """Free the children of what ends; those skipped join `ends`.  Returns those that are queued now.
+
+    Where very many wait for one task, they are left to `free_children_of_tasks`.
+    """
     freed: list[int] = []
     ending = {end.task_id for end in ends if end.final}
-    news = [end for end in ends if end.final and end.is_parent]
+    news = _of_few(tx, [end for end in ends if end.final and end.is_parent])
     while news:
         failed = {end.task_id: end for end in news if not counts_as_success(end.state, end.reason)}
         found = tx.rows("done_dependencies_on_tasks", task_ids=[end.task_id for end in news])
@@ -240,8 +245,49 @@ def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> list[int]:
         ]
         ends += news
         ending.update(end.task_id for end in news)
-        news = [end for end in news if end.is_parent]
+        news = _of_few(tx, [end for end in news if end.is_parent])
     return freed
+
+
+def _of_few(tx: Tx, ends: list[End]) -> list[End]:
+    """Those whose children are few; the others are noted."""
+    if not ends:
+        return ends
+    ids = [end.task_id for end in ends]
+    many = {row[0] for row in tx.rows("parents_of_many", task_ids=ids, most=CHILDREN_AT_ONCE)}
+    if many:
+        tx.run("free_later", task_ids=sorted(many))
+    return [end for end in ends if end.task_id not in many]
+
+
+def free_children_of_tasks(tx: Tx, *, now_us: int) -> tuple[Ended, bool]:
+    """Free, or skip, a piece of the tasks that wait for one that has ended; and whether there are more."""
+    for (parent,) in tx.rows("parents_to_free", limit=1):
+        rows = tx.rows("lock_parent_tasks", task_ids=[parent])
+        if not rows or not TaskState(rows[0][2]).final:  # gone, or run again: its next end frees them
+            tx.run("forget_freeing", task_id=parent)
+            return NOTHING, True
+        state, reason = rows[0][2], rows[0][3]
+        children = [
+            row[0] for row in tx.rows("some_children_of_task", task_id=parent, limit=CHILDREN_AT_ONCE)
+        ]
+        links = tx.rows("done_dependencies_of_children", task_id=parent, child_ids=children)
+        bad = not counts_as_success(state, reason)
+        done = _free_or_skip(tx, links, f"{show_task(parent)} {state}" if bad else None, now_us)
+        if len(children) < CHILDREN_AT_ONCE:
+            tx.run("forget_freeing", task_id=parent)
+        return done, True
+    return NOTHING, False
+
+
+def _free_or_skip(tx: Tx, links: Iterable[tuple[Any, ...]], bad: str | None, now_us: int) -> Ended:
+    """Free the children (id, how) of what has ended; with `bad` those that need its success are skipped."""
+    links = list(links)
+    to_skip = [child for child, how in links if bad is not None and how == "success"]
+    skipped, freed = free(tx, [child for child, _ in links], to_skip, now_us=now_us)
+    done = record(tx, [skip(row, bad or "", now_us) for row in skipped], now_us=now_us)
+    wake_lanes(tx, freed)
+    return done._replace(freed=done.freed + len(freed))
 
 
 def counts_as_success(state: str, reason: str | None) -> bool:
@@ -287,17 +333,21 @@ def free(
     return [row for row in rows if row["id"] in skipping], queued
 
 
-def free_children_of_jobs(tx: Tx, *, now_us: int, limit: int = 100) -> Ended:
-    """Free, or skip, the tasks that wait for jobs all of whose tasks have ended."""
-    ends: list[End] = []
-    freed: list[int] = []
+def free_children_of_jobs(tx: Tx, *, now_us: int, limit: int = 100) -> tuple[Ended, bool]:
+    """Free, or skip, tasks that wait for jobs all of whose tasks have ended; and whether there are more."""
+    done, left = NOTHING, CHILDREN_AT_ONCE
     for (job_id,) in tx.rows("jobs_with_done_children", limit=limit):
+        children = [row[0] for row in tx.rows("some_children_of_job", job_id=job_id, limit=left)]
+        links = tx.rows("done_dependencies_on_job", job_id=job_id, child_ids=children)
         bad = tx.value("outcome_of_job", job_id=job_id)
-        links = tx.rows("done_dependencies_on_job", job_id=job_id)
-        to_skip = [child for child, how in links if bad and how == "success"]
-        skipped, more = free(tx, [child for child, _ in links], to_skip, now_us=now_us)
-        freed += more
-        ends += [skip(row, f"job {job_id} has tasks that failed", now_us) for row in skipped]
-    done = record(tx, ends, now_us=now_us)
-    wake_lanes(tx, freed)
-    return done._replace(freed=done.freed + len(freed))
+        piece = _free_or_skip(tx, links, f"job {job_id} has tasks that failed" if bad else None, now_us)
+        done = Ended(
+            done.task_ids + piece.task_ids,
+            done.jobs | piece.jobs,
+            done.ended_jobs + piece.ended_jobs,
+            done.freed + piece.freed,
+        )
+        left -= len(children)
+        if left <= 0:
+            return done, True
+    return done, False

@@ -103,6 +103,7 @@ HAVING count(d.child_id) <> t.waits_on
 SELECT t.id, p.id AS parent, p.state
   FROM dependency d JOIN task t ON t.id = d.child_id JOIN task p ON p.id = d.parent_task_id
  WHERE d.done = 0 AND t.ended_at IS NULL AND p.ended_at IS NOT NULL
+   AND NOT EXISTS (SELECT 1 FROM freeing f WHERE f.parent_task_id = p.id)
  ORDER BY t.id LIMIT :limit
 
 -- name: tasks_blocked_by_nothing
