@@ -136,6 +136,7 @@ def test_u147_a_new_machine_joins_with_one_command(secure, machine):
     )
     big = secure.run("run", "--", "sh", "-c", "yes | head -c 3000000", check=True).stdout
     assert len(big) == 3_000_000  # more than an end report holds: it is uploaded
+    assert "this machine is the node new of https://" in new.said
     credential = new.home / "node.json"
     assert credential.stat().st_mode & 0o777 == 0o600
     assert not (new.home / "token").exists()
@@ -474,3 +475,21 @@ def test_u144_a_certificate_that_was_made_anew_is_noticed_by_everybody(secure, m
     assert "node join-token" in node.said
     assert secure.run("summary").returncode == 0  # who finds it by its home is not misled
     assert os.waitpid(node._processes[0].pid, os.WNOHANG) == (0, 0)  # it goes on trying
+
+
+def test_u144_all_servers_of_a_store_show_one_certificate_and_trust_each_other(make_cluster, machine):
+    first = make_cluster(store="postgres", flags=("--certificate", "self-made"))
+    second, elsewhere = machine(), machine()
+    port = free_port()
+    words = ("--store", first._store or "", "--certificate", "self-made", "--port", str(port))
+    second.start("server", *words)
+    address = second.home / "address.json"
+    eventually(lambda: address.exists() or second.said)
+    assert address.exists(), second.said
+    url = f"https://127.0.0.1:{port}"
+    assert json.loads(address.read_text())["fingerprint"] == first.address["fingerprint"]
+
+    env = {"GERES_URL": url, "GERES_TOKEN": first.token, "GERES_FINGERPRINT": first.address["fingerprint"]}
+    # The node is connected to the first server: the second one passes the stream on, over TLS too.
+    done = elsewhere.run("run", "--", "sh", "-c", "read line; echo got $line", input="in\n", env=env)
+    assert (done.returncode, done.stdout) == (0, "got in\n"), done.stderr

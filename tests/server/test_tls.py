@@ -144,8 +144,6 @@ def test_a_wrong_scheme_is_named(api, tmp_path):
 def test_all_servers_of_a_store_show_the_same_certificate(tmp_path, db):
     settings = ServerConfig(host="0.0.0.0")
     homes = [tmp_path / "one", tmp_path / "two"]
-    for home in homes:
-        home.mkdir()
     first, second = (tls.prepare(settings, home, db, now_us=1) for home in homes)
     assert first.pin == second.pin == first.fingerprint
     (homes[0] / "tls.pem").unlink()

@@ -153,6 +153,7 @@ def join(
             seconds = min(seconds * 2, _LONGEST_PAUSE_SECONDS)
     found.joined, found.pool, found.tenant = True, answer.pool, answer.tenant
     _write(home, found)
+    say(f"this machine is the node {node} of {found.url} now; its credential is {home / FILE_NAME}")
     return found
 
 

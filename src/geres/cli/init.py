@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -13,8 +14,9 @@ import click
 from geres import config
 from geres.cli import home as homes
 from geres.cli.output import pretty_json, say, write_line
-from geres.cli.words import COMMANDS
 from geres.errors import Invalid
+
+_SYSTEM_HOME = Path("/var/lib/geres")  #: as `geres service` has it
 
 
 @click.command()
@@ -40,7 +42,7 @@ def init(
     from geres.server import setup  # the store and its drivers: only this command needs them
 
     ask = _ask if sys.stdin.isatty() and not (yes or json) else _take_default
-    home = config.home()
+    home = _home()
     path = (path or config.own_file()).absolute()
     settings = _settings(given, insecure, home, ask)
     checked = config.Config(server=config.ServerConfig(**settings)).checked().server
@@ -51,7 +53,7 @@ def init(
     if not dry_run:
         homes.prepare(home)
         setup.make_token(home)
-    commands = _next_commands()
+    commands = _next_commands(home)
     if json:
         facts = {"file": str(path), "written": written and not dry_run, "home": str(home), "next": commands}
         write_line(pretty_json({**facts, "store": store, "certificate": certificate, "settings": settings}))
@@ -63,8 +65,8 @@ def init(
         write_line(text.rstrip("\n"))
         return
     say(f"settings:     {path}{'' if written else ' says so already'}")
-    say(f"admin token:  {home / 'token'}, which commands of this account find by themselves")
-    say("next, start the service, and let the first machine join:")
+    say(f"admin token:  {home / 'token'}, for this account alone")
+    say("next, start the service (without systemd: `geres up --detach`), and let the first machine join:")
     for one in commands:
         write_line(one)
 
@@ -116,6 +118,12 @@ def _take_default(question: str, default: str) -> str:
     return default
 
 
-def _next_commands() -> list[str]:
-    start = "geres service install server" if "service" in COMMANDS[""] else "geres up --detach"
-    return [start, "geres node join-token"]
+def _home() -> Path:
+    """Of the service: for root the machine's, where the account has not chosen another."""
+    return _SYSTEM_HOME if os.geteuid() == 0 and not os.environ.get("GERES_HOME") else config.home()
+
+
+def _next_commands(home: Path) -> list[str]:
+    user = "" if os.geteuid() == 0 else " --user"
+    chosen = "" if home == config.home() else f" --home {home}"
+    return [f"geres service install server{user}", f"geres{chosen} node join-token"]

@@ -115,6 +115,7 @@ def _self_made(host: str, home: Path, db: Database, now_us: int) -> Path:
         raise Invalid(f"certificate: {path} cannot be read: {error.strerror}", field="certificate") from None
     text = db.call(secrets.shared_text, secrets.CERTIFICATE, lambda: mine or make(host), now_us=now_us)
     if text != mine:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, text)
     return path
 
