@@ -339,6 +339,18 @@ def test_outputs_and_streams_are_as_closed_as_the_rest(world: World) -> None:
     theirs = f"okapi-node-{'x' * 30}"
 
     assert world.api.call("PUT", path, b"x", token=theirs).status == 404
+    with closing(
+        sqlite3.connect(world.api.home / "geres.db", timeout=10)
+    ) as db:  # of another node of the tenant
+        credential = "c" * 43
+        db.execute(
+            "INSERT INTO token (tenant_id, hash, subject, role, created_at, node_name) SELECT tenant_id, ?,"
+            " 'other', 'node', 0, 'other' FROM token WHERE subject = 'zebra-n1'",
+            (tokens.token_hash(credential),),
+        )
+        db.commit()
+    assert world.api.call("PUT", path, b"x", token=credential).status == 404
+    assert world.api.call("PUT", path, b"x", token=f"zebra-node-{'x' * 30}").status == 200
     for token, status in ((world.okapi, 403), (world.viewer, 403), (world.task_token, 403), (None, 401)):
         assert world.api.call("PUT", path, b"x", token=token).status == status
     for path, token, status in (
