@@ -106,6 +106,7 @@ What a task finds in its environment:
   GERES_NODE_ID                       the name of its node
   GERES_NODE_SHARED_DIR               a folder that the tasks of the node share
   GERES_URL, GERES_HOME               the cluster, for commands of its own
+  GERES_TOKEN                         a token that reaches what the task submits, and no more
 
 Also HOME, USER, PATH and the like of its account, and what --env asks for.
 
@@ -113,6 +114,7 @@ What `geres` itself looks at:
 
   GERES_HOME                          the folder of a `geres up`
   GERES_URL, GERES_TOKEN              a cluster elsewhere
+  GERES_TENANT                        the tenant in which an admin works
   GERES_FINGERPRINT                   of its certificate, where no authority vouches for it
   NO_COLOR                            no colours
 """
