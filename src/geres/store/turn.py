@@ -399,7 +399,7 @@ def settle(tx: Tx, accepted: list[tuple[int, Ended, Any]], done: Turned, now_us:
 def _specs_of_failures(tx: Tx, accepted: list[tuple[int, Ended, Any]]) -> dict[int, TaskSpec]:
     ids = sorted({task.spec_id for _, report, task in accepted if report.outcome == "failed"})
     rows = tx.rows("specs_by_id", spec_ids=ids) if ids else []
-    found = {}
+    found: dict[int, TaskSpec] = {}
     for spec_id, body in rows:
         with suppress(msgspec.MsgspecError):  # a task that cannot be read is not tried again
             found[spec_id] = msgspec.json.decode(body, type=KnownSpec)
