@@ -87,7 +87,7 @@ class Part:
         old one is the part again."""
         if self.leaving is None:
             return None
-        if self.process is not None and self.process.poll() not in (None, 0):
+        if self.process is not None and self.process.poll() is not None:
             self.process, self.leaving = self.leaving, None
             return None
         if self.leaving.poll() is None:
