@@ -264,7 +264,7 @@ def _tell(home: Path, address: AddressFile, *, stays: bool) -> None:
     say(
         f"home {home}; "
         + ("Ctrl-C stops it" if stays else f"`geres{place} down` stops it")
-        + "; try `geres run hostname`"
+        + ("; try `geres run hostname` as one of them" if place else "; try `geres run hostname`")
     )
     sys.stdout.flush()
 

@@ -61,10 +61,10 @@ class Connection(HttpToolsProtocol):
 def _account_of(transport: asyncio.Transport) -> int | None:
     """The account of the process on the other side of a Unix socket, as the kernel says."""
     found = transport.get_extra_info("socket")
-    if found is None or found.family != socket.AF_UNIX:
+    if found is None or found.family != socket.AF_UNIX or not hasattr(socket, "SO_PEERCRED"):
         return None
     with socket.socket(fileno=os.dup(found.fileno())) as ours:
-        _, uid, _ = struct.unpack("3i", ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        _, uid, _ = struct.unpack("iII", ours.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return int(uid)
 
 
