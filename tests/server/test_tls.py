@@ -195,11 +195,26 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
     authority.sign("head")
     await shown.step()
     assert shown.fingerprint != before
-    (tmp_path / "head.key").write_text("half a key")
     kept = shown.fingerprint
+    authority.sign("head")
+    (tmp_path / "head.key").write_text("half a key")  # renewed in two steps, and we look in between
     await shown.step()
     assert shown.fingerprint == kept
     assert _shown_by(shown.context) == kept
+
+
+async def test_a_certificate_that_ends_soon_is_warned_about_once_a_day(tmp_path, caplog):
+    authority = Authority(tmp_path)  # its certificates end tomorrow
+    shown = tls.Tls(*authority.sign("head"))
+    for _ in range(3):
+        await shown.step()
+    assert [one.getMessage().partition(" ends at ")[0] for one in caplog.records] == [
+        f"the certificate in {tmp_path / 'head.pem'}"
+    ]
+    caplog.clear()
+    (tmp_path / "own.pem").write_text(tls.make("127.0.0.1"))
+    await tls.Tls(tmp_path / "own.pem", None).step()
+    assert not caplog.records
 
 
 def _shown_by(context):

@@ -12,6 +12,7 @@ import socket
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 from geres import config, trust
 from geres.config import ServerConfig
@@ -24,6 +25,8 @@ log = logging.getLogger("geres.server.tls")
 
 SELF_MADE = "self-made"
 FILE_NAME = "tls.pem"  #: in the home: the self-made certificate and its key
+_DAY = timedelta(days=1)
+_SOON = timedelta(days=14)
 _LIFE = timedelta(days=3650)  # what is pinned is trusted whatever its dates
 
 
@@ -40,31 +43,51 @@ class Tls:
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(["http/1.1"])
         self._seen = self._stamp()
-        self._load()
-        der, signed_by_itself = _first_certificate(certificate)
-        self.fingerprint = trust.fingerprint(der)
+        found = self._load()
+        self.fingerprint, self._until = found.fingerprint, found.until
         #: What clients pin; empty where an authority vouches for the certificate, which so may be renewed.
-        self.pin = self.fingerprint if (signed_by_itself if pinned is None else pinned) else ""
+        self.pin = self.fingerprint if (found.signed_by_itself if pinned is None else pinned) else ""
+        self._warned: datetime | None = None
 
     async def step(self) -> bool:
-        """Load the files again where they were renewed; connections that are open keep the old one."""
+        """Load the files again where they were renewed; connections that are open keep the old one.
+
+        Warns once a day of one that ends soon.
+        """
+        self._warn(datetime.now(UTC))
         stamp = self._stamp()
         if stamp == self._seen:
             return False
         self._seen = stamp
         try:
-            self._load()
-            der, _ = _first_certificate(self._certificate)
+            found = self._load()
         except Invalid as error:
             log.error("the renewed certificate cannot be used; the old one stays: %s", error)
             return False
-        self.fingerprint = trust.fingerprint(der)
+        self.fingerprint, self._until, self._warned = found.fingerprint, found.until, None
         log.info("the certificate was renewed: %s", self.fingerprint, extra={"event": "renewed"})
+        if self.pin not in ("", self.fingerprint):
+            log.warning("clients and nodes that have pinned %s refuse the new certificate", self.pin)
         return False
 
-    def _load(self) -> None:
+    def _warn(self, now: datetime) -> None:
+        """What is pinned is trusted whatever its dates."""
+        if self.pin or self._until - now > _SOON or (self._warned and now - self._warned < _DAY):
+            return
+        self._warned = now
+        log.warning(
+            "the certificate in %s ends at %s: clients refuse it from then on; renew it",
+            self._certificate,
+            self._until.isoformat(),
+            extra={"event": "certificate_ends"},
+        )
+
+    def _load(self) -> _Found:
+        """Take the files, or leave all as it was.  Raises Invalid."""
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # a half renewed pair must not reach the one in use
         try:
-            self.context.load_cert_chain(self._certificate, self._key, password=lambda: "")
+            for context in (trial, self.context):
+                context.load_cert_chain(self._certificate, self._key, password=lambda: "")
         except OSError as error:
             what = error.strerror if not isinstance(error, ssl.SSLError) else error.reason
             raise Invalid(
@@ -73,6 +96,7 @@ class Tls:
                 " together, the key without a password",
                 field="certificate",
             ) from None
+        return _first_certificate(self._certificate)
 
     def _stamp(self) -> tuple[object, ...]:
         return tuple(_stat(path) for path in (self._certificate, self._key) if path is not None)
@@ -157,19 +181,20 @@ def make(host: str) -> str:
     return (certificate.public_bytes(serialization.Encoding.PEM) + private).decode()
 
 
-def _first_certificate(path: Path) -> tuple[bytes, bool]:
-    """The first certificate of a PEM file in DER form, and whether it is signed by itself."""
+class _Found(NamedTuple):
+    fingerprint: str
+    signed_by_itself: bool
+    until: datetime
+
+
+def _first_certificate(path: Path) -> _Found:
+    """The first certificate of a PEM file.  Raises Invalid where there is none."""
     from cryptography import x509  # as in `make`
+    from cryptography.hazmat.primitives.serialization import Encoding
 
     try:
         found = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:
         raise Invalid(f"certificate: {path} holds no certificate: {error}", field="certificate") from None
-    return ssl.PEM_cert_to_DER_cert(_pem(found)), found.issuer == found.subject
-
-
-def _pem(certificate: object) -> str:
-    from cryptography.hazmat.primitives.serialization import Encoding  # as in `make`
-
-    text: bytes = certificate.public_bytes(Encoding.PEM)  # type: ignore[attr-defined]
-    return text.decode()
+    fingerprint = trust.fingerprint(found.public_bytes(Encoding.DER))
+    return _Found(fingerprint, found.issuer == found.subject, found.not_valid_after_utc)
