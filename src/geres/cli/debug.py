@@ -33,7 +33,8 @@ def _lines(state: ServerInside, stacks: bool) -> Iterator[str]:
     stopping = ", stopping" if state.stopping else ""
     yield f"up for {state.up_seconds:,.0f} s, {show_size(state.memory_bytes)} of memory{stopping}"
     yield "waiting: " + ", ".join(f"{count:,} {name}" for name, count in state.queues.items())
-    yield "store: " + ", ".join(f"{name} {_short(value)}" for name, value in state.store.items())
+    facts = (f"{name.replace('_', ' ')} {_short(value)}" for name, value in state.store.items())
+    yield f"store: {', '.join(facts)}"
     yield ""
     yield f"{'LOOP':<14}{'ROUNDS':>10}{'LAST AGO':>10}{'TOOK':>10}{'MEAN':>10}{'LONGEST':>10}  ERROR"
     for loop in state.loops:

@@ -30,7 +30,7 @@ def agent(context: click.Context, /, words: tuple[str, ...]) -> int:
         from geres.cli.agents import reload, restart  # needs the client; running an agent does not
 
         command = reload if words[0] == "reload" else restart
-        with command.make_context(f"geres agent {words[0]}", list(words[1:]), parent=context.parent) as inner:
+        with command.make_context(f"agent {words[0]}", list(words[1:]), parent=context.parent) as inner:
             return int(command.invoke(inner) or 0)
     from geres.agent.main import main  # the agent's loops: only this command needs them
 

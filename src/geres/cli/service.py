@@ -145,7 +145,6 @@ def _server(wanted: Wanted) -> str:
         words.append("--insecure")
     return f"""{_MARK}[Unit]
 Description=geres server
-Documentation=https://geres.readthedocs.io/
 Requires=geres-server.socket
 Wants=network-online.target
 After=geres-server.socket network-online.target postgresql.service
@@ -172,7 +171,6 @@ def _agent(wanted: Wanted, *, with_server: bool) -> str:
 # Before you stop a node for good: geres node drain NAME --wait
 [Unit]
 Description=geres agent
-Documentation=https://geres.readthedocs.io/
 Wants=network-online.target
 After=network-online.target{after}
 

@@ -43,7 +43,7 @@ class Inside:
             objects=len(gc.get_objects()),
             loops=[_loop(name, pulse) for name, pulse in context.pulses.items()],
             nodes=[_node(desk) for desk in sorted(desks.values(), key=lambda desk: desk.name)],
-            queues={**self._dispatcher.queue_lengths(), "requests_and_loops": len(tasks)},
+            queues={**self._dispatcher.queue_lengths(), "tasks of the event loop": len(tasks)},
             store=context.db.inside(),
             tasks=[_task(task) for task in sorted(tasks, key=lambda task: task.get_name())[:_MOST_STACKS]],
             threads=_threads(),
