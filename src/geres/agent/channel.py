@@ -223,7 +223,9 @@ class Channel:
                     return
             node.link.send(("ping",))
             node.repeat(time.monotonic())
-            await anyio.sleep(welcome.heartbeat_seconds)
+            node.beat_bell.clear()
+            with anyio.move_on_after(welcome.heartbeat_seconds):
+                await node.beat_bell.wait()
             if time.monotonic() - self._answered_at > welcome.lease_seconds * _SILENT_LEASES:
                 log.warning("the server has not answered for %g s", time.monotonic() - self._answered_at)
                 await socket.close(1001)

@@ -6,6 +6,7 @@ forgotten): a list of keys, of (task, attempt, pid, started_us), of ends, of key
 
 from __future__ import annotations
 
+import errno
 import os
 
 from geres.agent.attempts import Key
@@ -13,6 +14,9 @@ from geres.agent.frames import Unpacker, pack
 
 _FORMAT = 1
 _SMALLEST_LIMIT_BYTES = 1 << 20
+#: Kept free on the disk for ends: as much as those that nobody has acknowledged may hold.
+_RESERVE_BYTES = 8 << 20
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Known:
@@ -73,6 +77,26 @@ class Journal:
         self.ended: list[tuple] = []  # type: ignore[type-arg]
         self.forgotten: list[Key] = []
         self.broken = ""  #: why the last write failed; empty when it did not
+        self._has_reserve = False
+
+    def hold_reserve(self) -> None:
+        """Keep room for ends on the disk, where there is plenty; to be called now and then."""
+        if self._has_reserve or self.broken:
+            return
+        path = self._path + ".reserve"
+        try:
+            if not os.path.exists(path):
+                place = os.statvfs(os.path.dirname(path))
+                if place.f_bavail * place.f_frsize < 4 * _RESERVE_BYTES:
+                    return
+                fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                try:
+                    os.posix_fallocate(fd, 0, _RESERVE_BYTES)
+                finally:
+                    os.close(fd)
+            self._has_reserve = True
+        except OSError:
+            pass  # another time
 
     @property
     def size(self) -> int:
@@ -94,18 +118,17 @@ class Journal:
 
     def rewrite(self, intents: list, started: list, ended: list) -> None:  # type: ignore[type-arg]
         """Begin anew with only this content; what is collected and not written is part of it or over."""
-        temporary = self._path + ".new"
         data = pack((_FORMAT, self._boot_id)) + pack((intents, started, ended, []))
-        fd = -1
         try:
-            fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            _write_all(fd, data)
-            os.rename(temporary, self._path)
+            fd = self._replace(data)
         except OSError as error:  # a full disk: work goes on, and the next tick tries again
             self.broken = str(error)
-            if fd >= 0:
-                os.close(fd)
-            return
+            if error.errno not in NO_SPACE or not self._free_reserve():
+                return
+            try:
+                fd = self._replace(data)
+            except OSError:
+                return
         self.broken = ""
         if self._fd >= 0:
             os.close(self._fd)
@@ -113,6 +136,27 @@ class Journal:
         self._size = len(data)
         self._limit = max(_SMALLEST_LIMIT_BYTES, 4 * len(data))
         self._clear()
+
+    def _replace(self, data: bytes) -> int:
+        """Put a new file in place.  Returns its descriptor.  Raises OSError with the old one in place."""
+        temporary = self._path + ".new"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(fd, data)
+            os.rename(temporary, self._path)
+        except OSError:
+            os.close(fd)
+            os.unlink(temporary)
+            raise
+        return fd
+
+    def _free_reserve(self) -> bool:
+        self._has_reserve = False
+        try:
+            os.unlink(self._path + ".reserve")
+        except OSError:
+            return False
+        return True
 
     def flush(self) -> None:
         """Append what has gathered.  A full disk is noted in `broken`; then only a rewrite helps."""

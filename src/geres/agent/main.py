@@ -42,6 +42,7 @@ from geres.model.units import parse_cpus, parse_size
 log = logging.getLogger("geres.agent")
 
 _SWEEP_SECONDS = 30.0
+_DISK_SECONDS = 3.0
 _LAST_WORDS_SECONDS = 3.0
 _LONGEST_GRACE_SECONDS = 10.0
 _NO_GRACE_SECONDS = 1.5
@@ -137,6 +138,7 @@ async def run(options: Options, note: Callable[[str], None] = lambda text: None)
             for _ in range(2):
                 group.start_soon(_forever, node.upload_step)
             group.start_soon(_sweep, upkeep)
+            group.start_soon(_watch_disk, upkeep, node)
             gc.freeze()
             await _stop_in_order(stop, options, node, channel)
             group.cancel_scope.cancel()
@@ -176,6 +178,12 @@ async def _keep_link(link: Link, lost: asyncio.Event, node: Node) -> None:
 async def _forever(step: Any) -> None:
     while True:
         await step()
+
+
+async def _watch_disk(upkeep: Upkeep, node: Node) -> None:
+    while True:
+        upkeep.make_room(node.dropped, lambda full: node.disk_is(full=full))
+        await anyio.sleep(_DISK_SECONDS)
 
 
 async def _sweep(upkeep: Upkeep) -> None:

@@ -22,6 +22,7 @@ log = logging.getLogger("geres.agent.node")
 
 WAITING, RUNNING, ENDED = "waiting", "running", "ended"
 _REPEAT_SECONDS = 10.0
+_FULL_SECONDS = 1.0
 _MOST_FRAME_BYTES = 4 << 20
 
 
@@ -56,6 +57,7 @@ class Node:
         self._sent_at: dict[AttemptKey, float] = {}
         self.draining = False
         self.is_full = False  # the disk has no room for another task
+        self.beat_bell = asyncio.Event()  # a heartbeat is wanted now
         self.answers = False  # the supervisor is one that answers pings
         self.answered_at = 0.0
         self._pong = asyncio.Event()
@@ -118,6 +120,11 @@ class Node:
                 continue
             elif self.draining:
                 self._end_here(Ended(*key, "given_back"))
+            elif (
+                self.is_full
+            ):  # a little later, or a server that does not know of full disks sends it at once
+                self.attempts[key] = WAITING
+                asyncio.get_running_loop().call_later(_FULL_SECONDS, self._give_back_unseen, key)
             elif (start := self._start(assign)) is not None:
                 self.attempts[key] = WAITING
                 if assign.gpu_ids:
@@ -126,6 +133,25 @@ class Node:
         if starts:
             self.link.send(("start", starts))
         self.orders.drop()
+
+    def _give_back_unseen(self, key: AttemptKey) -> None:
+        """Give back what the supervisor was never told of, unless the server has taken it back meanwhile."""
+        if self.attempts.get(key) == WAITING:
+            self._end_here(Ended(*key, "given_back", "disk_full"))
+
+    def disk_is(self, *, full: bool) -> None:
+        """A node with a full disk takes no new tasks; the server is told at once."""
+        if full is not self.is_full:
+            self.is_full = full
+            log.warning("the disk is full: no new tasks" if full else "the disk has room again")
+            self.beat_bell.set()
+
+    def dropped(self, key: AttemptKey, stream: str) -> None:
+        """A large output was removed to make room; its last part is in the report."""
+        found = self._uploads.get(key)
+        report = found[0] if found is not None else self.ended.get(key)
+        if report is not None and report.message is None:
+            report.message = f"only the last of its {stream} is kept: the disk of its node was full"
 
     def _start(self, assign: Assign) -> tuple[Any, ...] | None:
         key = (assign.task, assign.attempt)
@@ -280,6 +306,8 @@ class Node:
             return
         report = ended_of(end)
         self._over(key)
+        if report.outcome == "given_back" and report.reason == "disk_full":
+            self.disk_is(full=True)
         files: dict[str, str] = {}
         limit = 0
         if report.folder is not None:

@@ -265,6 +265,10 @@ class Running:
             self.starter.start(attempt, now)
         except Unstartable as error:
             attempt.started_us = attempt.ended_us = now_us()
+            if error.reason == "disk_full" and attempt.verdict is None:  # the node's fault: others have room
+                attempt.verdict = ("given_back", error.reason, error.message)
+                self._give_back(attempt)
+                return
             if attempt.verdict is None:
                 attempt.verdict = ("failed", error.reason, error.message)
             self._finish(attempt, UNSTARTED, error.code, None)

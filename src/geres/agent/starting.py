@@ -49,6 +49,9 @@ class Starter:
                 self._start_directly(attempt, env, now)
             else:
                 self._start_by_launcher(attempt, env)
+        except OSError as error:
+            reason = "disk_full" if error.errno in _NO_SPACE else "internal"
+            raise Unstartable(reason, f"the node could not start it: {error.strerror}", 125) from None
         finally:
             if attempt.stdin_theirs >= 0:
                 os.close(attempt.stdin_theirs)

@@ -167,6 +167,8 @@ class Supervisor:
             self._unwritten_since and now - self._unwritten_since >= _JOURNAL_DELAY_SECONDS
         ):
             journal.flush()
+            if journal.broken:  # no end is told before it is written, while there is any room for it
+                self._running.compact_journal()
             self._unwritten_since = 0.0
 
     def _delay(self) -> float:
@@ -179,6 +181,7 @@ class Supervisor:
         if now >= self._next_look:
             self._next_look = now + _TICK_SECONDS
             self._look_at_disk(now)
+            running.journal.hold_reserve()
         if running.journal.is_long:
             running.compact_journal()
         if self._agent is None:

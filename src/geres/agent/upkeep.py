@@ -8,12 +8,13 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from geres.agent.ends import HEAD_BYTES
 from geres.agent.link import ask
+from geres.model.ids import show_task
 from geres.model.wire import AttemptKey
 
 log = logging.getLogger("geres.agent.upkeep")
@@ -23,6 +24,8 @@ _DEFAULT_RETAIN_SECONDS = 7 * 86400.0
 _PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _BLOCK = 4096
 _SLACK_BYTES = 1 << 20
+_LOW_BYTES = 256 << 20
+_FULL_BYTES = 64 << 20
 
 
 class Upkeep:
@@ -36,6 +39,7 @@ class Upkeep:
         self._kept: dict[AttemptKey, tuple[Path, dict[str, str], int]] = {}
         self._holes: dict[tuple[AttemptKey, str], int] = {}  # up to where the middle of an output is freed
         self._measuring: Future[None] | None = None
+        self._looking: Future[None] | None = None
         #: how far live readers have come: (attempt, stream "o" or "e") to an offset
         self.readers: Callable[[AttemptKey, str], int | None] = lambda key, stream: None
 
@@ -73,6 +77,78 @@ class Upkeep:
         """Attempts have written more than is kept: free the middle of their files."""
         for task, attempt, _, _ in large:
             self._worker.submit(self._free_middle, (task, attempt))
+
+    def make_room(self, tell: Callable[[AttemptKey, str], None], full: Callable[[bool], None]) -> None:
+        """Look at the disk and make room where there is little; to be called every few seconds.
+
+        First go the kept folders of tasks whose end is acknowledged, the oldest first.  Where that is not
+        enough, large outputs that wait for a server, the largest first: `tell` of each (attempt, stream).  An
+        end itself never goes.  `full` is told whether there is room for another task.
+        """
+        if self._looking is not None and not self._looking.done():
+            return
+        loop = asyncio.get_running_loop()
+        waiting = {key: dict(files) for key, (_, files, _) in self._kept.items()}
+        theirs = {path for path, _, _ in self._kept.values()}
+
+        def look() -> None:
+            try:
+                free, low, little = self._disk()
+                if free < low:
+                    free = self._remove_kept(theirs, low)
+                if free < little:
+                    for key, stream in self._remove_outputs(waiting, little):
+                        loop.call_soon_threadsafe(tell, key, stream)
+                    free = self._disk()[0]
+            except OSError as error:
+                log.warning("the disk cannot be looked at: %s", error)
+                return
+            if free < little:
+                loop.call_soon_threadsafe(full, True)
+            elif free >= 2 * little:
+                loop.call_soon_threadsafe(full, False)
+
+        self._looking = self._worker.submit(look)
+
+    def _disk(self) -> tuple[int, int, int]:
+        """(free bytes, below which folders go, below which the disk counts as full)."""
+        total, free = self._space()
+        return free, min(_LOW_BYTES, total // 10), min(_FULL_BYTES, total // 20)
+
+    def _space(self) -> tuple[int, int]:
+        place = os.statvfs(self._tasks)
+        return place.f_blocks * place.f_frsize, place.f_bavail * place.f_frsize
+
+    def _remove_kept(self, theirs: set[Path], enough: int) -> int:
+        """Remove kept folders until so much is free.  Returns how much is."""
+        marked = [path for path in self._tasks.glob(f"[0-9]*/*/{_RETAIN}") if path.parent not in theirs]
+        count, free = 0, self._disk()[0]
+        for path in sorted(marked, key=_age):
+            if free >= enough:
+                break
+            shutil.rmtree(path.parent, ignore_errors=True)
+            count, free = count + 1, self._disk()[0]
+        if count:
+            log.warning(
+                "the disk is nearly full: %d folders of ended tasks were removed, the oldest first", count
+            )
+        return free
+
+    def _remove_outputs(
+        self, waiting: dict[AttemptKey, dict[str, str]], enough: int
+    ) -> Iterator[tuple[AttemptKey, str]]:
+        """Remove outputs that wait for their upload until so much is free.  Yields (attempt, stream)."""
+        sizes = [
+            (_disk_bytes(path), key, stream, path)
+            for key, files in waiting.items()
+            for stream, path in files.items()
+        ]
+        for size, key, stream, path in sorted(sizes, reverse=True):
+            if not size or self._disk()[0] >= enough:
+                return
+            Path(path).unlink(missing_ok=True)
+            log.warning("the disk is full: the %s of %s is cut to its last part", stream, show_task(key[0]))
+            yield key, stream
 
     def measure(
         self,
@@ -151,6 +227,20 @@ def punch_hole(fd: int, offset: int, length: int) -> bool:
         return False
     fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     return bool(fallocate(fd, _PUNCH, offset, length) == 0)
+
+
+def _age(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _disk_bytes(path: str) -> int:
+    try:
+        return os.stat(path).st_blocks * 512
+    except OSError:
+        return 0
 
 
 def _task_files(folder: Path) -> list[Path]:

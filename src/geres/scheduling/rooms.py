@@ -48,6 +48,7 @@ class Room:
     reserved_for: int | None = None  #: the task that this node is being emptied for
     outside_cpus_milli: int = 0  #: used by programs that are none of ours
     outside_memory_bytes: int = 0
+    why_closed: str = ""  #: where it does not accept for a reason of its own
 
     def take(self, demand: Demand) -> None:
         self.cpus_milli -= demand.cpus_milli
@@ -82,6 +83,7 @@ class Room:
             self.reserved_for,
             self.outside_cpus_milli,
             self.outside_memory_bytes,
+            self.why_closed,
         )
 
 
@@ -146,7 +148,7 @@ def match_facts(facts: Facts) -> Mapping[str, object]:
 def not_now(demand: Demand, room: Room) -> str | None:
     """Why this node, which could, does not take such a task at this moment; None: it does."""
     if not room.accepting:
-        return "is being drained or not connected"
+        return room.why_closed or "is being drained or not connected"
     if room.exclusive:
         return "is used by one task exclusively"
     if demand.exclusive and room.tasks:

@@ -59,8 +59,16 @@ class Desk:
     )  #: signals sent: task, attempt, asked at
     shown: str = ""  #: the state that the store has of the node
     disk_percent: float = 0.0  #: how full the disk of its task folders is
+    draining: bool = False
+    full: bool = False  #: its disk has no room for another task
     gone: bool = False
     leaving: bool = False
+
+    def open_or_close(self) -> None:
+        """Let it take new tasks, or say why not."""
+        self.room.accepting = not (self.draining or self.leaving or self.full)
+        is_full_alone = self.full and not (self.draining or self.leaving)
+        self.room.why_closed = "has no room on its disk" if is_full_alone else ""
 
     def add(
         self,

@@ -122,13 +122,14 @@ class Dispatcher:
             self.disconnect(old, "the node has connected again")
         facts = facts_of(hello)
         room = empty_room(answer.node_id, facts)
-        room.accepting = not answer.draining
         desk = Desk(
             answer.node_id, hello.node, answer.pool_id, answer.epoch, room, send, close, hello.account
         )
         desk.tenant_id = self._tenant_id if tenant_id is None else tenant_id
         desk.free_gpus = list(range(hello.gpus))
         desk.heartbeat_at = time.monotonic()
+        desk.draining = answer.draining
+        desk.open_or_close()
         again, give_back = take_in(desk, answer.held, answer.resend, hello.running, hello.gpu_ids)
         frame = Frame(
             welcome=Welcome(
@@ -220,8 +221,8 @@ class Dispatcher:
         if frame.heartbeat is not None:
             self._receive_heartbeat(desk, frame.heartbeat)
         if frame.drain:
-            desk.room.accepting = False
             desk.leaving = True
+            desk.open_or_close()
         if frame.started or frame.ended or frame.asked:
             self.bell.ring()
 
@@ -247,6 +248,10 @@ class Dispatcher:
         desk.heartbeat_at = time.monotonic()
         if beat.disk_total_bytes:
             desk.disk_percent = 100.0 * (1.0 - beat.disk_free_bytes / beat.disk_total_bytes)
+        if beat.full is not desk.full:
+            desk.full = beat.full
+            desk.open_or_close()
+            self.ring_here()
         if desk.heartbeat_at - desk.busy_at < _QUIET_SECONDS:
             return
         same = beat.count == len(desk.held) and beat.checksum == desk.checksum()
@@ -285,8 +290,9 @@ class Dispatcher:
 
     def set_draining(self, desk: Desk, draining: bool) -> None:
         """Let a node take new tasks, or no more."""
-        if not desk.leaving and desk.room.accepting is draining:
-            desk.room.accepting = not draining
+        if not desk.leaving and desk.draining is not draining:
+            desk.draining = draining
+            desk.open_or_close()
             if draining:
                 desk.send(Frame(drain=True))  # what waits there comes back
             self.ring_here()

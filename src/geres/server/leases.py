@@ -120,6 +120,6 @@ class Leases:
 
 
 def _state(desk: Desk) -> NodeState:
-    if not desk.room.accepting:
+    if desk.draining or desk.leaving:
         return NodeState.DRAINING
     return NodeState.RUNNING if desk.held else NodeState.IDLE
