@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import tempfile
@@ -287,3 +288,22 @@ def test_u101_u105_u107_nodes_of_another_server_are_looked_after_alike(postgres_
         gate.open()
         fleet.run(here, "wait", task, waiting)
         assert client.task_info(task).retry_count == 0
+
+
+def test_u101_at_a_terminal_it_asks_before_tasks_are_cancelled(site, tmp_path):
+    gate = Gate(tmp_path)
+    task = submit(site, "-w", "home", "--", *gate.words)
+    wait_for_state(site, task, "running")
+    ours, theirs = pty.openpty()
+    try:
+        words = ("node", "remove", "home", "--terminate")
+        os.write(ours, b"n\n")
+        asking = site.popen(*words, stdin=theirs)
+        _, err = asking.communicate(timeout=PATIENCE_SECONDS)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert (asking.returncode, "home (1)" in err, "nothing was done" in err) == (1, True, True)
+    assert (state_of(site, "home"), shown(site, "task", "show", task)["state"]) == ("running", "running")
+    gate.open()
+    site.run("wait", task, check=True)

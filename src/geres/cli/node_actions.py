@@ -37,6 +37,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 def _leaving(command: Callable[..., Any]) -> Callable[..., Any]:
     """What becomes of tasks on nodes that go, and whether to wait for it."""
     for option in (
+        click.option("--yes", is_flag=True, help="Do not ask before tasks are cancelled."),
         click.option("--detach", is_flag=True, help="Do not wait until it is done; the cluster goes on."),
         click.option("--terminate", "running", flag_value="terminate", help="Cancel tasks that run there."),
         click.option(
@@ -87,6 +88,7 @@ def node_remove(
     app: App,
     names: tuple[str, ...],
     running: str,
+    yes: bool,
     detach: bool,
     json: bool,
     quiet: bool,
@@ -97,7 +99,10 @@ def node_remove(
 
     Stop their agents or machines afterwards.  Ctrl-C only stops waiting; `geres node undrain` takes it back.
     """
-    answer = app.client.remove_nodes(*_named(app, names), running=running, reason=reason, dry_run=dry_run)
+    named = _named(app, names)
+    if running == "terminate" and not (yes or dry_run):
+        _ask(app.client.remove_nodes(*named, dry_run=True))
+    answer = app.client.remove_nodes(*named, running=running, reason=reason, dry_run=dry_run)
     status = _tell(
         answer, "is to be removed", json=json, quiet=quiet or not (detach or dry_run), dry_run=dry_run
     )
@@ -115,6 +120,7 @@ def node_reboot(
     app: App,
     names: tuple[str, ...],
     running: str,
+    yes: bool,
     detach: bool,
     json: bool,
     quiet: bool,
@@ -125,7 +131,10 @@ def node_reboot(
 
     The hook is a command in the server's settings, `hooks = { reboot = "..." }`, called with the node's name.
     """
-    answer = app.client.reboot_nodes(*_named(app, names), running=running, reason=reason, dry_run=dry_run)
+    named = _named(app, names)
+    if running == "terminate" and not (yes or dry_run):
+        _ask(app.client.reboot_nodes(*named, dry_run=True))
+    answer = app.client.reboot_nodes(*named, running=running, reason=reason, dry_run=dry_run)
     quiet_now = quiet or not (detach or dry_run)
     status = _tell(answer, "is to be rebooted", json=json, quiet=quiet_now, dry_run=dry_run)
     if not (detach or dry_run):
@@ -206,6 +215,20 @@ def _named(app: App, names: tuple[str, ...], *, removed: bool = False) -> list[s
     return list(dict.fromkeys(found))
 
 
+def _ask(would: list[NodeActed]) -> None:
+    """At a terminal, ask before tasks are cancelled.  Raises Exit where the answer is no."""
+    count = sum(one.task_count for one in would)
+    if count and sys.stdin.isatty():
+        named = ", ".join(f"{escape(one.name)} ({one.task_count})" for one in would if one.task_count)
+        try:
+            if click.confirm(f"This cancels the tasks on {named}.  Go on?", err=True):
+                return
+        except click.Abort:
+            say("")  # the prompt had no answer, and left its line open
+        say("nothing was done; --yes does it without asking")
+        raise click.exceptions.Exit(1)
+
+
 def _tell(answer: list[NodeActed], what: str, *, json: bool, quiet: bool, dry_run: bool) -> int:
     """Say what became of each; the exit status is that of the first refusal."""
     status = 0
@@ -255,4 +278,5 @@ def _still(node: Any) -> str:
     ids = node.task_ids
     if not ids:
         return f"{node.name}, which is {node.state.value}"
-    return f"{node.name}: {len(ids)} task{'s' if len(ids) > 1 else ''} ({' '.join(ids[:3])}{' ...' if len(ids) > 3 else ''})"
+    count = "1 task" if len(ids) == 1 else f"{len(ids)} tasks"
+    return f"{node.name}: {count} ({' '.join(ids[:3])}{' ...' if len(ids) > 3 else ''})"
