@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,22 @@ def test_a_forced_end_is_repeated_until_the_node_has_done_it(pair: Pair) -> None
         found = looking.execute("SELECT count(*) FROM kill WHERE task_id = %s", [parse_task(task)])
         assert found.fetchone() == (0,)
     assert pair.here.get(f"/v1/tasks/{task}")["state"] == "cancelled"
+
+
+def test_why_knows_the_nodes_of_the_other_server(pair: Pair) -> None:
+    node = pair.agent()
+    pair.running(node)
+    large = pair.here.submit("true", pool=pair.pool, cpus=4)
+    never = pair.here.submit("true", pool=pair.pool, cpus=64)
+
+    def says(task: str, *words: str) -> bool:
+        told = str(pair.here.get(f"/v1/tasks/{task}/why"))
+        return all(word in told for word in words)
+
+    until = time.monotonic() + 20
+    while not (says(large, node.name, "3 are free") and says(never, node.name, "the node has 4")):
+        assert time.monotonic() < until, pair.here.get(f"/v1/tasks/{large}/why")
+        time.sleep(0.05)
 
 
 def test_a_hold_recalls_what_the_other_servers_node_has_not_started(pair: Pair) -> None:

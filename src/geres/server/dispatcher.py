@@ -89,6 +89,8 @@ class Dispatcher:
             self.desks, self._means, reserve_after_seconds=reserve_after_seconds, placing=placing, fair=fair
         )
         self.ask_bell = Doorbell()
+        #: Nodes of a tenant that are connected to other servers.
+        self.far_nodes: Callable[[int], Iterable[explaining.Connected]] = lambda tenant_id: ()
         self.asked_nodes: set[int] = set()  #: of which something was asked since they were last told
         self._faults = Faults(db, clock, self._take, self._apply, self.planner.leave_out)
         self._due = True  #: something may have become startable since the last turn
@@ -299,7 +301,8 @@ class Dispatcher:
 
     def explain(self, tenant_id: int, pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
         """Why the connected nodes of the pool do not take such a task now, and the first that would."""
-        return explaining.explain(self._desks_of(tenant_id), pool, demand)
+        connected = [*self._desks_of(tenant_id), *self.far_nodes(tenant_id)]
+        return explaining.explain(connected, pool, demand)
 
     def full_disks(self, tenant_id: int, pool: str, percent: float) -> list[tuple[str, float]]:
         """(node, percent in use) of the pool's connected nodes with a fuller disk, the fullest first."""

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from geres.model.demand import Demand
 from geres.model.tasks import WhyNode
-from geres.scheduling.rooms import why_not
+from geres.scheduling.rooms import Room, why_not
 from geres.server.desk import Desk
 
 
-def explain(desks: Iterable[Desk], pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
+class Connected(Protocol):
+    """A node that is connected, here or to another server."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def room(self) -> Room: ...
+
+
+def explain(desks: Iterable[Connected], pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
     """Why the nodes of the pool do not take such a task now, and the first that would."""
     reasons: dict[tuple[str, bool], list[str]] = {}
     for desk in sorted(desks, key=lambda desk: desk.name):

@@ -34,6 +34,7 @@ from geres.server.attending import Attendant
 from geres.server.clock import Clock, wall_us
 from geres.server.dispatcher import Dispatcher
 from geres.server.far_blobs import FarBlobs
+from geres.server.far_nodes import FarNodes
 from geres.server.fleet import Fleet
 from geres.server.hints import Hints
 from geres.server.http import Http
@@ -215,6 +216,8 @@ class _Server:
             fair=settings.order == "fair",
             task_key=task_key,
         )
+        self._far_nodes = FarNodes(opened.db, me.id)
+        self._dispatcher.far_nodes = self._far_nodes.of_tenant
         self._leases = Leases(
             opened.db, self._clock, self._dispatcher, me, lease_seconds=settings.lease_seconds
         )
@@ -227,7 +230,8 @@ class _Server:
             server_id=me.id,
             server_secret=me.secret,
             hooks=frozenset(settings.hooks),
-            private=listener.family == socket.AF_UNIX,  # accounts of one machine, who did not choose each other
+            private=listener.family
+            == socket.AF_UNIX,  # accounts of one machine, who did not choose each other
             version=__version__,
             url=me.url,
             fingerprint=self._pin,
@@ -300,6 +304,11 @@ class _Server:
             ("asking", Asking(self._db, dispatcher).step, 2.0, dispatcher.ask_bell),
             ("leases", self._leases.renew_step, min(1.0, lease / 10), Doorbell()),
             ("losses", self._leases.lose_step, min(1.0, lease / 10), Doorbell()),
+            *(
+                [("far nodes", self._far_nodes.step, 3.0, Doorbell())]
+                if self._db.dialect == "postgres"
+                else []
+            ),
             ("fleet", self._fleet.step, min(1.0, lease / 10), Doorbell()),
             ("migrations", loops.Migrator(context).step, 60.0, Doorbell()),
             ("unfolder", loops.Unfolder(context).step, 1.0, context.unfolder),

@@ -79,6 +79,31 @@ def show_busy(tx: Tx, nodes: Sequence[tuple[int, int, str]], *, now_us: int) -> 
     return [row[0] for row in changed]
 
 
+class FarNode(NamedTuple):
+    node_id: int
+    epoch: int
+    tenant_id: int
+    draining: int
+
+
+def far_nodes(tx: Tx, server_id: int) -> list[FarNode]:
+    """The nodes that are connected to other servers than this one."""
+    return [FarNode(*row) for row in tx.rows("far_nodes", server_id=server_id)]
+
+
+def infos(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, str]]:
+    """(node, epoch, its Hello as JSON)."""
+    return [(row[0], row[1], row[2]) for row in tx.rows("infos_of_nodes", node_ids=list(node_ids))]
+
+
+def classes_on_far_nodes(tx: Tx, server_id: int) -> dict[int, list[tuple[str, int]]]:
+    """By node of another server: (demand as JSON, how many such tasks it has)."""
+    found: dict[int, list[tuple[str, int]]] = {}
+    for node_id, body, count in tx.rows("classes_on_far_nodes", server_id=server_id):
+        found.setdefault(node_id, []).append((body, int(count)))
+    return found
+
+
 def set_aside(tx: Tx, node_id: int, report: Ended, *, error: str, now_us: int) -> Turned:
     """Put a report that a turn cannot digest into the quarantine, and fail its task with `internal`."""
     plain = Ended(

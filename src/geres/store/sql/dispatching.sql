@@ -26,3 +26,19 @@ RETURNING node.id, node.state
 
 -- name: epoch_of_node
 SELECT id, epoch FROM node WHERE id = :node_id
+
+-- name: far_nodes
+SELECT id, epoch, tenant_id, draining FROM node
+ WHERE server_id IS NOT NULL AND server_id <> :server_id
+ ORDER BY id
+
+-- name: infos_of_nodes
+SELECT id, epoch, info FROM node WHERE id IN ids(:node_ids)
+
+-- name: classes_on_far_nodes
+SELECT t.node_id, c.body, count(*) FROM task t
+  JOIN node n ON n.id = t.node_id
+  JOIN lane l ON l.id = t.lane_id
+  JOIN resource_class c ON c.id = l.class_id
+ WHERE t.node_id IS NOT NULL AND n.server_id IS NOT NULL AND n.server_id <> :server_id
+ GROUP BY t.node_id, c.id, c.body
