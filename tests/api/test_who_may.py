@@ -332,6 +332,23 @@ def test_nobody_gets_in_without_a_token(world: World, token: str | None) -> None
     assert world.rows() == before
 
 
+def test_routes_beside_the_document_are_as_closed(world: World) -> None:
+    """Those of agents and servers; who joins shows a join token in the body, a server signs."""
+    document = {tuple(route.split(" ", 1)) for route in world.routes()}
+    hidden = [rule for rule in access.RULES if rule not in document and rule[0] != "WEBSOCKET"]
+    before = world.rows()
+    for method, path in hidden:
+        if path == "/openapi.json":
+            continue
+        target = path.replace("{task}", "1").replace("{attempt}", "1").replace("{stream}", "stdout")
+        assert "{" not in target, f"{path}: say here what to ask it with"
+        for token in (None, "wrong", world.okapi, world.viewer, world.task_token):
+            answer = world.api.call(method, target, b"{}" if method == "POST" else b"", token=token)
+            assert 400 <= answer.status < 500, (method, path, answer.status)
+            assert MARK not in answer.body.decode(), path
+    assert world.rows() == before
+
+
 def test_outputs_and_streams_are_as_closed_as_the_rest(world: World) -> None:
     agents = world.agents
     key, attempt = agents["zebra"].assigned[0].task, agents["zebra"].assigned[0].attempt

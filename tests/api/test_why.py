@@ -57,7 +57,7 @@ def test_a_capped_task_names_the_cap(api: Api, agent: Connect) -> None:
 
     assert f"1 of at most 1 tasks of job {job} run already" in why(api, f"{job}.3")["summary"]
     assert [group["text"] for group in why(api, job)["groups"]] == [
-        "wait: 1 of at most 1 run already",
+        "wait: 1 of at most 1 tasks of job 1 run already",
         "are about to start",
     ]
 
