@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
+import tempfile
 import threading
 import time
+from functools import partial
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,6 +18,7 @@ import pytest
 import geres
 from tests.acceptance.acts import Gate, eventually, shown, states, submit, wait_for_state
 from tests.cluster import GERES
+from tests.compatibility.releases import World, current
 
 GAP_SECONDS = 2.0
 
@@ -161,3 +167,47 @@ def test_u119_an_agent_is_restarted_and_its_tasks_keep_their_processes(make_clus
     gate.open()
     cluster.run("wait", task, check=True)
     assert shown(cluster, "task", "show", task)["attempt"] == 1
+
+
+def has_begun_anew(client, name):
+    return "the agent began anew" in [one.why for one in client.node(name).history]
+
+
+def test_u119_the_servers_and_agents_of_a_fleet_are_restarted_one_by_one(fresh_postgres, gate):
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="geres-test-")))
+        world = stack.enter_context(contextlib.closing(World(folder, fresh_postgres())))
+        release, ports = current(), {"h": world.port, "h2": world.port + 1}
+        servers = {"h": world.server(release)}
+        (folder / "h2").mkdir()
+        for name in ("token", "agent.token"):
+            (folder / "h2" / name).write_bytes((folder / "h" / name).read_bytes())
+        servers["h2"] = world.server(release, home=folder / "h2", port=ports["h2"])
+        agents = {"n1": world.agent(release, "n1"), "n2": world.agent(release, "n2", ports["h2"])}
+        client = world.client()
+        long = [client.submit([*gate.words]) for _ in range(3)]
+        for task in long:
+            eventually(lambda task=task: task.refresh().state.value, lambda state: state == "running")
+        job = client.create_job().id
+        short = [client.submit(["sh", "-c", f"sleep 0.1; echo {n}"], job=job) for n in range(30)]
+
+        with Watcher(client) as watcher:
+            for home, old in servers.items():
+                world.server(release, home=folder / home, port=ports[home])
+                assert old.wait(30) == 0, world.logs()
+            for name, agent in agents.items():
+                heard = client.node(name).last_heartbeat_at
+                os.kill(agent.pid, signal.SIGUSR1)
+                eventually(partial(has_begun_anew, client, name))
+                assert client.node(name).last_heartbeat_at > heard
+        assert not watcher.errors
+        assert watcher.longest < GAP_SECONDS, f"a client waited {watcher.longest:.1f} s"
+
+        gate.open()
+        for task in [*long, *short]:
+            assert task.wait(timeout=60).state == "succeeded"
+        assert {task.refresh().attempt for task in long} == {1}
+        assert [task.stdout() for task in short] == [f"{n}\n" for n in range(30)]
+        page = client.results_page(job, after=0, limit=1000)
+        assert [one.finish_no for one in page.items] == list(range(1, 31))
+        assert client.doctor() == []
