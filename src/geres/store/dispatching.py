@@ -93,7 +93,7 @@ def far_nodes(tx: Tx, server_id: int) -> list[FarNode]:
 
 def infos(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, str]]:
     """(node, epoch, its Hello as JSON)."""
-    return [(row[0], row[1], row[2]) for row in tx.rows("infos_of_nodes", node_ids=list(node_ids))]
+    return [(row[0], row[1], row[2]) for row in tx.rows("hellos_of_nodes", node_ids=list(node_ids))]
 
 
 def classes_on_far_nodes(tx: Tx, server_id: int) -> dict[int, list[tuple[str, int]]]:
@@ -139,7 +139,7 @@ def active_lanes(tx: Tx, pool_ids: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def set_task_aside(tx: Tx, lane_id: int, *, error: str, now_us: int) -> Turned | None:
-    """Put the first queued task of a lane into the quarantine, and fail it with `internal`; None: none there."""
+    """Put the first queued task of a lane into the quarantine, and fail it with `internal`; None without."""
     rows = tx.rows("queued_tasks_of_lane", lane_id=lane_id, limit=1)
     if not rows:
         return None

@@ -32,7 +32,7 @@ SELECT id, epoch, tenant_id, draining FROM node
  WHERE server_id IS NOT NULL AND server_id <> :server_id
  ORDER BY id
 
--- name: infos_of_nodes
+-- name: hellos_of_nodes
 SELECT id, epoch, info FROM node WHERE id IN ids(:node_ids)
 
 -- name: classes_on_far_nodes
