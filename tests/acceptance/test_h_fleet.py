@@ -368,6 +368,10 @@ def test_with_keep_a_task_waits_for_its_node(site: Site, tmp_path: Path) -> None
     other = site.client.submit(["true"])
     assert other.wait().exit_code == 0  # turns were taken meanwhile, and losses looked for
     assert (site.client.task_info(task).state, site.client.task_info(task).attempt) == ("running", 1)
+    why = subprocess.run(
+        [GERES, "why", task], env=site.env, capture_output=True, text=True, check=True
+    ).stdout
+    assert "kept for it" in why
     node.network.mend()
     site.until_node(node.name, "running")
     assert is_alive(pid)

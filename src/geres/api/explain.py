@@ -155,6 +155,14 @@ def _remedy(about: Task, nodes: list[WhyNode]) -> str:
     return f"geres edit {about.id} match=" if "match" in reason else "geres nodes"
 
 
+#: What becomes of a task whose node is away.
+_AWAY = {
+    "run": "it runs on there; when the lease of the node ends another node gets it too",
+    "stop": "it is stopped there before the lease of the node ends; then another node gets it",
+    "keep": "the task is kept for it (on_disconnect); `geres node remove {}` gives it to another",
+}
+
+
 def _on_node(facts: TaskFacts, now_us: int) -> Why:
     about = facts.task
     lines = []
@@ -173,7 +181,7 @@ def _on_node(facts: TaskFacts, now_us: int) -> Why:
             f"asked to {word} at {about.cancel_requested_at or 'its node'}; its node has not answered yet"
         )
     if about.node_connected is False:
-        lines.append(f"node {about.node} is not connected: when its lease ends the task is taken back")
+        lines.append(f"node {about.node} is not connected: {_AWAY[facts.on_disconnect].format(about.node)}")
     force = facts.asked == "cancel" and about.node_connected is False
     return _why(
         about,

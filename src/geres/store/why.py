@@ -47,6 +47,7 @@ class TaskFacts:
     asked: str | None = None
     stderr_tail: list[str] = field(default_factory=list)
     stderr_path: str | None = None  #: where it wrote instead
+    on_disconnect: str = "run"  #: what becomes of it while its node is away
 
 
 class LaneGroup(NamedTuple):
@@ -86,6 +87,7 @@ def of_task(tx: Tx, caller: Caller, key: int) -> TaskFacts:
     assert row is not None
     job = jobs.get_short(tx, row["job_id"])
     facts = TaskFacts(task, show.demand(row["demand"]), job, waits_on=row["waits_on"], asked=row["asked"])
+    facts.on_disconnect = row["on_disconnect"]
     if task.state is TaskState.BLOCKED and row["waits_on"]:
         facts.parents = _parents(tx, key)
     if task.state is TaskState.QUEUED:

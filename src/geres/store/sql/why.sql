@@ -1,5 +1,7 @@
 -- name: why_task
-SELECT t.job_id, t.lane_id, t.priority, t.seq, t.waits_on, t.asked, c.body AS demand
+SELECT t.job_id, t.lane_id, t.priority, t.seq, t.waits_on, t.asked, c.body AS demand,
+       COALESCE((SELECT spec.on_disconnect FROM spec WHERE spec.id = t.spec_id),
+                (SELECT node.on_disconnect FROM node WHERE node.id = t.node_id), 'run') AS on_disconnect
   FROM task t JOIN lane l ON l.id = t.lane_id JOIN resource_class c ON c.id = l.class_id
  WHERE t.id = :task_id
 
