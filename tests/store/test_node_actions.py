@@ -216,6 +216,27 @@ def test_the_login_of_a_node_is_its_label_or_where_it_came_from(world: World) ->
     assert world.db.call(node_list.get, world.ann, "n1").login == "ops@n1"
 
 
+@pytest.mark.parametrize(("labels", "last"), [({}, "failed"), ({"class": "spot"}, "queued")])
+def test_losses_of_a_spot_node_do_not_count_towards_the_crash_limit(
+    world: World, labels: dict[str, str], last: str
+) -> None:
+    (task,) = world.submit()
+    how = {"tenant_id": world.tenant_id, "server_id": 1, "lease_us": LEASE_US}
+    for _ in range(3):
+        node = world.db.call(
+            nodes.hello,
+            msgspec.structs.replace(hello("n1", "boot"), labels=labels),
+            now_us=world.now_us,
+            **how,
+        )
+        ((started, attempt),) = world.assign(node)
+        world.turn(node, 0, started=[(key(started), attempt)])
+        world.now_us += 2 * LEASE_US
+        world.lose()
+    assert world.state(task) == last
+    assert world.task(task)["retry_count"] == 0
+
+
 def test_what_a_private_user_does_not_see(world: World) -> None:
     node = world.connect()
     (task,) = world.submit()

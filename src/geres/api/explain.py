@@ -27,7 +27,7 @@ _REASONS: dict[str, str] = {
     Reason.NODE_LOST: "lost its node",
     Reason.NODE_REBOOTED: "lost its node, which rebooted",
     Reason.SUPERVISOR_LOST: "was ended with its node's supervisor",
-    Reason.NODE_STOPPED: "was ended when geres was stopped on its node",
+    Reason.NODE_STOPPED: "was ended when geres was stopped on its node, or a spot node was taken away",
     Reason.CRASH_LIMIT: "lost its node too often",
     Reason.UP_TO_DATE: "had nothing to do: its outputs are newer than its inputs",
     Reason.PARENT_FAILED: "needed the success of a task that did not succeed",

@@ -122,7 +122,7 @@ class Reason(StrEnum):
     NODE_LOST = "node_lost"
     NODE_REBOOTED = "node_rebooted"
     SUPERVISOR_LOST = "supervisor_lost"
-    NODE_STOPPED = "node_stopped"  #: geres was stopped on its node, which ended it
+    NODE_STOPPED = "node_stopped"  #: geres was stopped on its node, or a spot node was taken away
     CRASH_LIMIT = "crash_limit"  #: lost its node three times
     UP_TO_DATE = "up_to_date"  #: skipped: its outputs are newer than its inputs
     PARENT_FAILED = "parent_failed"  #: skipped: what it waited for did not succeed

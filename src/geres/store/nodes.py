@@ -76,7 +76,8 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
         assert node is not None
     if node["removed_at"] is not None:
         raise Conflict(
-            f"the node {hello.node} was removed from the cluster; `geres node undrain {hello.node}` takes it back"
+            f"the node {hello.node} was removed from the cluster; "
+            f"`geres node undrain {hello.node}` takes it back"
         )
     if node["boot_id"] not in (None, hello.boot_id):
         tx.run("let_come_back", node_id=node["id"])
@@ -246,18 +247,27 @@ def lose(tx: Tx, *, lease_us: int, now_us: int, limit: int = 50) -> Turned:
     return done
 
 
+def _is_spot(info: str) -> bool:
+    """True for a machine that its owner may take away at any moment: its label `class` is `spot`."""
+    try:
+        return msgspec.json.decode(info, type=Hello).labels.get("class") == "spot"
+    except msgspec.MsgspecError:
+        return False
+
+
 def _take_back(tx: Tx, node_ids: list[int], done: Turned, now_us: int) -> None:
     """Of all these nodes at once: tasks are locked in order, and jobs after the last of them."""
     rows = tx.all("attempts_to_take_back", node_ids=node_ids, limit=_PIECE)
-    reports = [
-        (
-            row["node_id"],
-            _lost(task, f"attempt {task.attempt} of {show_task(task.id)} was lost with its node", now_us),
-            task,
-        )
-        for row in rows
-        for task in [LockedTask(**row)]
-    ]
+    spot = {row[0] for row in tx.rows("infos_of_nodes", node_ids=node_ids) if _is_spot(row[1])}
+    reports = []
+    for row in rows:
+        task = LockedTask(**row)
+        text = f"attempt {task.attempt} of {show_task(task.id)} was lost with its node"
+        report = _lost(task, text, now_us)
+        if row["node_id"] in spot and report.reason == Reason.NODE_LOST:
+            # To lose a spot node says nothing against the task: it does not count towards its crash limit.
+            report.reason, report.message = Reason.NODE_STOPPED, f"{text}, a spot node"
+        reports.append((row["node_id"], report, task))
     if reports:
         settle(tx, reports, done, now_us)
     done.more = done.more or len(rows) == _PIECE

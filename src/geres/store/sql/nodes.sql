@@ -69,6 +69,9 @@ SELECT id FROM node
  ORDER BY id LIMIT :limit
 /* skip locked */
 
+-- name: infos_of_nodes
+SELECT id, info FROM node WHERE id IN ids(:node_ids)
+
 -- name: attempts_to_take_back
 SELECT id, attempt, node_id, state, asked, lane_id, spec_id, retry_count, requeue_count, lost_count, round,
        is_parent, assigned_at, started_at, message
