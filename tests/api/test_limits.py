@@ -71,6 +71,21 @@ def test_trying_tokens_out_is_slow_and_does_not_keep_others_out(
     assert len(api.get("/v1/audit", result="unauthenticated", limit=1000)["items"]) < 160
 
 
+def test_what_needs_no_token_cannot_be_asked_without_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(auth, "_FREE_OPEN", 3)
+    monkeypatch.setattr(auth, "_OPEN_A_SECOND", 0.001)
+    with Api(tmp_path / "home") as api:
+        statuses = [api.call("GET", path, token=None).status for path in ("/readyz", "/healthz", "/v1/jobs")]
+        assert statuses == [200, 200, 401]
+        for path in ("/readyz", "/openapi.json", "/v1/jobs"):
+            refused = api.call("GET", path, token=None)
+            assert (refused.status, refused.error["code"]) == (429, "rate_limited")
+            assert int(refused.headers["retry-after"]) > 100
+        assert api.get("/v1/whoami")
+
+
 def test_a_revoked_token_is_refused_at_once_and_elsewhere_within_seconds(
     api: Api, monkeypatch: pytest.MonkeyPatch
 ) -> None:

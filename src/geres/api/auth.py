@@ -36,6 +36,9 @@ _FAILURES_A_SECOND = 5.0
 #: Failures beyond that are answered so much later; while this many wait, nobody unknown is looked up.
 _SLOWED_SECONDS = 1.0
 _MOST_SLOWED = 256
+#: Of one address without a token: at once, and how many more each second.
+_FREE_OPEN = 5000
+_OPEN_A_SECOND = 500.0
 #: An allowance saves up so many seconds.
 _BURST_SECONDS = 2.0
 
@@ -76,6 +79,7 @@ class Auth:
         rate = requests_per_second or 1e9
         self._rates = Buckets(rate, rate * _BURST_SECONDS)
         self._failures = Buckets(_FAILURES_A_SECOND, _FREE_FAILURES)
+        self._open = Buckets(_OPEN_A_SECOND, _FREE_OPEN)
         self._slowed, self._round = 0, 0
 
     async def caller(self, headers: dict[bytes, bytes], address: str, uid: int | None = None) -> Caller:
@@ -95,6 +99,11 @@ class Auth:
             raise _too_often(seconds)
         return known.caller
 
+    def check_open(self, address: str) -> None:
+        """Raise RateLimited where an address asks without a token too often."""
+        if seconds := self._open.take(address):
+            raise _too_often(seconds)
+
     def forget(self) -> None:
         """Look everybody up again: a token was revoked, or a user changed."""
         self._known.clear()
@@ -103,6 +112,8 @@ class Auth:
     async def _look_up(self, authorization: bytes, address: str, tenant: bytes, uid: int | None) -> _Known:
         if self._slowed >= _MOST_SLOWED:
             raise _too_often(_SLOWED_SECONDS)
+        if not authorization and uid is None:
+            self.check_open(address)
         round = self._round
         try:
             if uid is not None and not authorization:

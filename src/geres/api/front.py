@@ -31,6 +31,7 @@ _MOST_BULK_BYTES = 256 << 20
 _MOST_OPEN_BYTES = 1 << 16  #: where no token is asked for
 #: An open WebSocket whose token is no good any more ends within about so long.
 _LOOK_AGAIN_SECONDS = 60.0
+_PEERS = "/v1/peers/"  #: other servers sign what they ask
 _LARGE = frozenset({"/v1/tasks:bulk", "/v1/jobs"})
 
 
@@ -125,6 +126,8 @@ class Front:
         roles = access.roles_for(method, path)
         headers: dict[bytes, bytes] = dict(scope["headers"])
         if roles is access.NOBODY:
+            if not path.startswith(_PEERS):
+                self._auth.check_open(_address(scope))
             await self._inner(scope, _bounded(receive, headers, _MOST_OPEN_BYTES), send)
             return
         if "\0" in path:
