@@ -280,6 +280,34 @@ def test_u077_logs_of_a_running_task_and_follow(cluster, gate):
     assert (rest, following.returncode) == ("done\n", 0)
 
 
+def test_u077_logs_of_a_running_task_are_all_that_it_has_written(cluster, gate, tmp_path):
+    mark = tmp_path / "written"
+    line = f"seq 400000; echo error >&2; touch {mark}; {gate.words[2]}"
+    task = submit(cluster, "--", "sh", "-c", line)
+    eventually(mark.exists)
+    numbers = "".join(f"{n}\n" for n in range(1, 400001))
+
+    assert cluster.run("logs", "--stdout", task, check=True).stdout == numbers
+    assert cluster.run("logs", "--stderr", task, check=True).stderr == "error\n"
+    assert cluster.run("logs", "--stdout", "--tail", "2", task, check=True).stdout == "399999\n400000\n"
+
+
+def test_u075_logs_reads_a_file_that_geres_itself_has_not_opened(cluster, gate, tmp_path):
+    """With a folder on no ordinary disk in PATH the task is started as on a network file system."""
+    mark = tmp_path / "mark"
+    line = f"echo first; touch {mark}; {gate.words[2]}; echo last"
+    task = submit(
+        cluster, "--env", "PATH=/usr/bin:/bin:/dev/pts", "-o", "log", "--", "sh", "-c", line, cwd=tmp_path
+    )
+    eventually(mark.exists)
+    assert cluster.run("logs", task, check=True).stdout == "first\n"
+    gate.open()
+    cluster.run("wait", task, check=True)
+
+    assert cluster.run("logs", task, check=True).stdout == "first\nlast\n"
+    assert (tmp_path / "log").read_text() == "first\nlast\n"
+
+
 def test_u077_logs_of_a_job_name_the_task_on_each_line(cluster):
     job = submit(
         cluster, "--array", "1-3", "--", "sh", "-c", "echo one {index}; echo two; exit $(({index}==2))"
