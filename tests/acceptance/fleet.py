@@ -50,8 +50,8 @@ class Part:
 class Fleet:
     """Servers `a`, `b`, ... and agents; use it as a context manager.  At the end nothing of it is left."""
 
-    def __init__(self, store: str, servers: int = 2) -> None:
-        self._store = store
+    def __init__(self, store: str, servers: int = 2, *, lease_seconds: float = 15.0) -> None:
+        self._store, self._lease = store, lease_seconds
         self.folder = Path(tempfile.mkdtemp(prefix="geres-fleet-"))
         self._count = servers
         self.servers: list[Part] = []
@@ -86,7 +86,8 @@ class Fleet:
 
     def _server(self, name: str) -> Part:
         port = str(free_port())
-        return Part(self.folder / name, "server", "--port", port, "--store", self._store)
+        words = ("server", "--port", port, "--store", self._store)
+        return Part(self.folder / name, *words, GERES_SERVER__LEASE_SECONDS=str(self._lease))
 
     def agent(self, name: str, *servers: Part, cpus: float = 1) -> Part:
         """An agent that knows these servers; it is connected when this comes back."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator
 
@@ -31,7 +32,7 @@ def here(shared: Fleet) -> Part:
 
 @pytest.fixture
 def fleet(fresh_postgres: Callable[[], str]) -> Iterator[Fleet]:
-    with Fleet(fresh_postgres()) as started:
+    with Fleet(fresh_postgres(), lease_seconds=6) as started:
         yield started
 
 
@@ -130,6 +131,28 @@ def test_a_server_that_is_stopped_hands_its_nodes_over(fleet: Fleet) -> None:
 
     assert [task.wait(timeout=60).attempt for task in tasks] == [1, 1]
     assert [one.nodes for one in fleet.client(second).servers()] == [1]
+
+
+def test_u112_a_frozen_server_comes_back_and_changes_nothing(fleet: Fleet) -> None:
+    """Its node has connected to the other server meanwhile, which has forgotten it."""
+    first, second = fleet.servers
+    fleet.agent("n1", first, second, cpus=2)
+    client = fleet.client(second)
+    task = client.submit(["sh", "-c", "sleep 12; echo done"])
+    eventually(lambda: client.task_info(task.id).state.value, lambda state: state == "running")
+    first.process.send_signal(signal.SIGSTOP)
+    try:
+        eventually(lambda: client.servers(), lambda found: [one.nodes for one in found] == [1])
+        assert client.submit(["true"]).wait(timeout=60).state == "succeeded"
+    finally:
+        first.process.send_signal(signal.SIGCONT)
+
+    eventually(lambda: client.servers(), lambda found: len(found) == 2)
+    held = {one.url: one.nodes for one in client.servers()}
+    assert held == {fleet.url(first): 0, fleet.url(second): 1}
+    found = task.wait(timeout=60)
+    assert (found.state, found.attempt) == ("succeeded", 1)
+    assert client.doctor() == []
 
 
 def test_u116_postgresql_crashes_and_nobody_sees_an_error() -> None:

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Struct
 
-from geres import trust
+from geres import trust, unix_socket
 from geres.errors import GeresError, Invalid, Unauthenticated, Unreachable, from_wire
 from geres.files import write_private
 from geres.model.joining import Invitation, Join, Joined, Renew
@@ -72,6 +72,28 @@ class Access:
     def turn(self) -> None:
         """Go on with the next address: this one does not answer."""
         self._urls = [*self._urls[1:], self._urls[0]]
+
+    def is_next_ready(self, seconds: float) -> bool:
+        """True where the server that would be tried next says that it is ready.  Blocking."""
+        url = self._urls[1 % len(self._urls)]
+        parts = urlsplit(url)
+        connection: http.client.HTTPConnection
+        if (place := unix_socket.path_of(url)) is not None:
+            connection = unix_socket.HTTPConnection(place, seconds)
+        elif parts.scheme == "https":
+            context = trust.context(self.fingerprint)
+            connection = http.client.HTTPSConnection(
+                parts.hostname or "", parts.port, timeout=seconds, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
+        try:
+            connection.request("GET", parts.path.rstrip("/") + "/readyz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     @property
     def headers(self) -> dict[str, str]:

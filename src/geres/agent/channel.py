@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
+import anyio.to_thread
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
@@ -34,6 +35,8 @@ _QUIET_SECONDS = 60.0  #: the same reason is logged so often
 _OPEN_SECONDS = 15.0
 _WELCOME_SECONDS = 30.0
 _SILENT_LEASES = 2.0  #: without an answer to a heartbeat for so many leases, the connection counts as dead
+_DOUBTFUL_LEASES = 0.6  #: and for so many, if a server says meanwhile that it is ready
+_READY_SECONDS = 2.0
 
 
 class Refused(Exception):
@@ -226,10 +229,16 @@ class Channel:
             node.beat_bell.clear()
             with anyio.move_on_after(welcome.heartbeat_seconds):
                 await node.beat_bell.wait()
-            if time.monotonic() - self._answered_at > welcome.lease_seconds * _SILENT_LEASES:
-                log.warning("the server has not answered for %g s", time.monotonic() - self._answered_at)
-                await socket.close(1001)
+            silent = (time.monotonic() - self._answered_at) / welcome.lease_seconds
+            if silent > _SILENT_LEASES or (silent > _DOUBTFUL_LEASES and await self._is_ready()):
+                log.warning("the server has not answered for %.1f s", time.monotonic() - self._answered_at)
+                # no handshake: a frozen server would not answer, and the lease does not wait
+                socket.transport.abort()
                 return
+
+    async def _is_ready(self) -> bool:
+        """True where the next server is there, and the store behind it: then it is ours that is not."""
+        return await anyio.to_thread.run_sync(self._access.is_next_ready, _READY_SECONDS)
 
 
 def _is_refusal(error: BaseException) -> bool:
