@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from bench import latency, throughput, volume
+from bench import fleet, latency, throughput, volume
 from bench.place import STORES, Place
 from bench.report import Row, show, write
 
@@ -22,6 +22,7 @@ BENCHES: dict[str, Callable[[Place], Iterator[Row]]] = {
     "cli": latency.cli,
     "memory": volume.memory,
     "restart": latency.restart,
+    "fleet": fleet.fleet,
 }
 
 
@@ -32,6 +33,9 @@ def main() -> int:
         short=options.short,
         stores=tuple(options.store or STORES),
         pairs=options.pairs or (1 if options.short else 5),
+        nodes=options.nodes,
+        tasks=options.tasks,
+        snapshot_seconds=options.snapshot,
     )
     rows: list[Row] = []
     broken = 0
@@ -58,6 +62,11 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true", help="small counts and one pair: shows that it works")
     parser.add_argument("--store", action="append", choices=STORES, help="only on this store")
     parser.add_argument("--pairs", type=int, help="how many pairs of floor and figure (default 5, short 1)")
+    parser.add_argument("--nodes", type=int, help="simulated agents of `fleet` (10,000, short 200)")
+    parser.add_argument("--tasks", type=int, help="tasks that they run (500,000, short 5,000)")
+    parser.add_argument(
+        "--snapshot", type=float, default=0.0, metavar="SECONDS", help="beside a PostgreSQL snapshot so old"
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - set(BENCHES):
         parser.error(f"no bench {', '.join(sorted(unknown))}; there are {', '.join(BENCHES)}")

@@ -28,6 +28,17 @@ class Place:
     short: bool
     stores: tuple[str, ...]
     pairs: int
+    nodes: int | None = None  #: simulated agents of `fleet`
+    tasks: int | None = None  #: that they run
+    snapshot_seconds: float = 0.0  #: how old a snapshot is beside which they do
+
+    @property
+    def fleet_nodes(self) -> int:
+        return self.nodes or self.sized(10_000, 200)
+
+    @property
+    def fleet_tasks(self) -> int:
+        return self.tasks or self.sized(500_000, 5_000)
 
     def sized(self, full: int, short: int) -> int:
         return short if self.short else full

@@ -23,6 +23,7 @@ import psycopg
 _START_SECONDS = 30.0
 _STOP_SECONDS = 20.0
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
 #: What a test server need not do; fsync and full_page_writes stay on, or crash tests would prove nothing.
 _SETTINGS = {
     "listen_addresses": "",
@@ -171,7 +172,7 @@ class PostgresServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent,
                 **self._identity(),
             )
         deadline = time.monotonic() + _START_SECONDS
@@ -210,6 +211,7 @@ class PostgresServer:
         return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
-def _die_with_parent() -> None:
-    # A test run that is killed with -9 must not leave a server behind.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+def die_with_parent() -> None:
+    """For `preexec_fn`: a test run that is killed with -9 must not leave a server behind."""
+    if sys.platform == "linux":
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)

@@ -21,7 +21,7 @@ from geres.store.database import open_database
 from geres.store.invariants import check_invariants
 from tests.chaos.proxy import Proxy
 from tests.cluster import GERES, clean_environment, free_port
-from tests.postgres import PostgresServer
+from tests.postgres import PostgresServer, die_with_parent
 
 LEASE_SECONDS = 4.0
 _WAIT_SECONDS = 60.0
@@ -52,6 +52,7 @@ class Part:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                preexec_fn=die_with_parent,
             )
 
     def signal(self, number: int) -> None:
