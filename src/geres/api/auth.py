@@ -43,7 +43,6 @@ _OPEN_A_SECOND = 500.0
 _BURST_SECONDS = 2.0
 
 
-
 class _Oidc(Protocol):
     """See oidc.py."""
 

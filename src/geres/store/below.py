@@ -37,7 +37,7 @@ def find_caller(tx: Tx, claim: Claim) -> Caller:
 
 
 def reached(tx: Tx, caller: Caller, keys: Collection[int]) -> Collection[int]:
-    """Those of the tasks that the caller reaches: all, but for a task, and for a user who sees only their own."""
+    """Those of the tasks that the caller reaches: all, but for a task and a user who sees only their own."""
     if caller.private and not caller.task and keys:
         own = tx.rows("tasks_of_subject", task_ids=sorted(keys), subject=caller.subject)
         return {row[0] for row in own}
