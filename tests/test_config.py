@@ -179,9 +179,35 @@ def test_an_expression_that_leads_nowhere_is_told(load, value, told):
     assert any(told in problem for problem in settings.check())
 
 
+@pytest.mark.parametrize(
+    ("text", "certificate"),
+    [
+        ("insecure = true", ("none",)),
+        ("insecure = false", ()),
+        ('certificate = "self-made"', ("self-made",)),
+        ('certificate = "/c.pem"', ("/c.pem",)),
+        ('certificate = ["/c.pem", "/c.key"]', ("/c.pem", "/c.key")),
+    ],
+)
+def test_the_certificate_is_one_setting_and_an_older_one_still_counts(load, text, certificate):
+    settings = load(user=f"[server]\n{text}\n")
+
+    assert settings.check() == []
+    assert settings.server.certificate == certificate
+    assert settings.server.insecure == (certificate == ("none",))
+
+
+@pytest.mark.parametrize("text", ['["a", "b", "c"]', '["none", "a"]', '["self-made", "none"]'])
+def test_a_certificate_that_makes_no_sense_is_named(load, text):
+    (problem,) = load(user=f"[server]\ncertificate = {text}\n").check()
+
+    assert problem.startswith("server.certificate")
+    assert "is neither one or two files, nor self-made, nor none" in problem
+
+
 def test_all_problems_come_at_once_with_the_key_and_its_source(load, tmp_path):
     settings = load(
-        user='stray = 1\n[server]\nlease_secnds = 3\nport = 70000\nkey = "k.pem"\nstore = "mysql:"\n',
+        user='stray = 1\n[server]\nlease_secnds = 3\nport = 70000\ncertificate = "a,none"\nstore = "mysql:"\n',
         env={"GERES_AGENT__CPUS": "many", "GERES_LOG__LEVEL": "loud", "GERES_NONE__SUCH": "1"},
     )
 
@@ -192,7 +218,7 @@ def test_all_problems_come_at_once_with_the_key_and_its_source(load, tmp_path):
         f"server.lease_secnds ({tmp_path / 'user.toml'}): there is no such setting; did you mean" in problems
     )
     assert f"server.port ({tmp_path / 'user.toml'}): 70000 is no port" in problems
-    assert "server.key" in problems
+    assert "server.certificate" in problems
     assert "server.store" in problems
     assert "agent.cpus (environment GERES_AGENT__CPUS): 'many' is no number" in problems
     assert "log.level (environment GERES_LOG__LEVEL): 'loud' is none of" in problems

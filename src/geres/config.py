@@ -28,6 +28,8 @@ from geres.model.ids import is_name, is_node_name
 from geres.model.units import parse_duration
 
 DEFAULT_PORT = 4470
+#: Instead of files in `server.certificate`.
+SELF_MADE, NO_TLS = "self-made", "none"
 _SYSTEM_FILE = Path("/etc/geres/geres.toml")
 _LEVELS = ("debug", "info", "warning", "error")
 
@@ -39,13 +41,10 @@ class ServerConfig(Struct, frozen=True):
     host: str = "127.0.0.1"
     #: Port to listen on.  `geres up` takes the next free one where it was not asked for one.
     port: int = DEFAULT_PORT
-    #: Allow an address that other machines reach without TLS: tokens and tasks travel readable.
-    insecure: bool = False
-    #: PEM file with the certificate and its chain; `self-made` for one that clients pin by its fingerprint.
-    #: Empty: self-made where other machines reach the address, no TLS on loopback.
-    certificate: str = ""
-    #: PEM file with the certificate's key; empty where the certificate's file holds it.
-    key: str = ""
+    #: PEM files: the certificate with its chain, and its key where another file holds it.  `self-made` for
+    #: one that clients pin by its fingerprint; `none` for no TLS: tokens and tasks travel readable.  Empty:
+    #: self-made where other machines reach the address, none on loopback.
+    certificate: tuple[str, ...] = ()
     #: The address by which other machines reach this server, where it is not the host's name and the port.
     url: str = ""
     #: `sqlite:PATH` or `postgresql://...`; empty for geres.db in GERES_HOME.
@@ -68,6 +67,11 @@ class ServerConfig(Struct, frozen=True):
     oidc: dict[str, str] = {}
     #: A submitter is warned where the disk of a node is fuller than so many percent.
     disk_warn_percent: int = 90
+
+    @property
+    def insecure(self) -> bool:
+        """True where other machines may come without TLS, too."""
+        return self.certificate == (NO_TLS,)
 
 
 class AgentConfig(Struct, frozen=True):
@@ -185,10 +189,12 @@ class Config(Struct, frozen=True):
 
     def _tls_problems(self) -> Iterator[tuple[str, str]]:
         server = self.server
-        if server.insecure and server.certificate:
-            yield "server.insecure", "contradicts server.certificate; leave one of them out"
-        if server.key and server.certificate in ("", "self-made"):
-            yield "server.key", "belongs to a certificate; name its file as server.certificate"
+        words = {SELF_MADE, NO_TLS} & set(server.certificate)
+        if len(server.certificate) > (1 if words else 2):
+            yield (
+                "server.certificate",
+                f"{', '.join(server.certificate)} is neither one or two files, nor {SELF_MADE}, nor {NO_TLS}",
+            )
         if server.url and not server.url.startswith(("http://", "https://")):
             yield "server.url", f"{server.url!r} is no address; write one like https://host.example:4470"
 
@@ -349,6 +355,20 @@ def own_file() -> Path:
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     if value not in known:
         yield key, f"{value!r} is none of {', '.join(known)}"
+
+
+def certificate_of(certificate: str | None, key: str | None, insecure: bool | None) -> list[str] | None:
+    """The setting `server.certificate` that these flags mean; None where none was given.
+
+    Raises Invalid for flags that contradict each other.
+    """
+    if insecure and (certificate or key):
+        raise Invalid("insecure: contradicts --certificate; leave one of them out", field="insecure")
+    if key and (certificate or SELF_MADE) in (SELF_MADE, NO_TLS):
+        raise Invalid("key: belongs to a certificate; name its file with --certificate", field="key")
+    if insecure:
+        return [NO_TLS]
+    return [one for one in (certificate, key) if one] or None
 
 
 def is_loopback(host: str) -> bool:

@@ -68,6 +68,10 @@ class Sources:
 
     def put(self, key: str, value: Any, origin: str, folder: Path) -> None:
         """Set one setting; one that there is not is a problem.  Paths in it are relative to `folder`."""
+        if key == "server.insecure":  # what release 0.1 has instead
+            if value in (False, "false"):
+                return
+            key, value = "server.certificate", "none"
         if key in self._kinds:
             self._raw[key] = _Raw(value, origin, folder)
         else:

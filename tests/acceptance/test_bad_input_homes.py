@@ -113,7 +113,7 @@ def test_a_port_in_use_is_named_and_nothing_is_left(cluster: Cluster, home: Path
         (["--label", "a"], "labels"),
         (["--name", "a b\n"], r"'a b\n' cannot name a node"),
         (["--pool", "1.2"], "'1.2' cannot name a pool"),
-        (["--key", "k.pem"], "server.key"),
+        (["--key", "k.pem"], "name its file with --certificate"),
         (["--host", "192.0.2.1", "--insecure"], "192.0.2.1 is no address of this machine"),
         (["--store", "mysql:x"], "'mysql:x' is no store"),
         (["--store", "sqlite:/tmp"], "/tmp cannot be read"),

@@ -160,7 +160,7 @@ def test_down_says_that_nothing_runs_and_purge_asks_first(geres, home, monkeypat
         (["--cpus", "-1"], "cpus"),
         (["--cpus", "0"], "cpus: a node needs more than 0"),
         (["--memory", "lots"], "memory: 'lots' is no size"),
-        (["--insecure", "--certificate", "c.pem"], "contradicts server.certificate"),
+        (["--insecure", "--certificate", "c.pem"], "contradicts --certificate"),
         (["--store", "mysql://x"], "is no store"),
         (["--port", "99999"], "99999"),
     ],

@@ -36,7 +36,7 @@ SECRET = "a-secret-that-must-not-be-heard"
 
 @pytest.fixture
 def api(tmp_path):
-    with Api(tmp_path / "home", certificate="self-made") as running:
+    with Api(tmp_path / "home", certificate=("self-made",)) as running:
         yield running
 
 
@@ -160,8 +160,8 @@ def test_all_servers_of_a_store_show_the_same_certificate(tmp_path, db):
         ({"host": "0.0.0.0"}, True),
         ({"host": "::"}, True),
         ({"host": "head.example"}, True),
-        ({"host": "0.0.0.0", "insecure": True}, False),
-        ({"host": "127.0.0.1", "certificate": "self-made"}, True),
+        ({"host": "0.0.0.0", "certificate": ("none",)}, False),
+        ({"host": "127.0.0.1", "certificate": ("self-made",)}, True),
     ],
 )
 def test_tls_is_on_where_other_machines_reach_the_address(tmp_path, db, settings, has_tls):
@@ -175,7 +175,7 @@ def test_a_certificate_of_an_authority_needs_no_pin_and_may_be_renewed(tmp_path,
     monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
     trust.context.cache_clear()
     try:
-        with Api(tmp_path / "home", certificate=str(certificate), key=str(key)) as api:
+        with Api(tmp_path / "home", certificate=(str(certificate), str(key))) as api:
             url = api.url.replace("127.0.0.1", "localhost")
             with geres.Client(url, api.token) as client:
                 assert client.whoami().role == "admin"
@@ -319,7 +319,7 @@ def test_a_request_whose_head_came_may_take_its_time(tmp_path, monkeypatch):
 
 def test_a_handshake_that_never_ends_is_cut_off(tmp_path, monkeypatch):
     monkeypatch.setattr(http, "HANDSHAKE_SECONDS", 0.5)
-    with Api(tmp_path / "home", certificate="self-made") as api:
+    with Api(tmp_path / "home", certificate=("self-made",)) as api:
         parts = urlsplit(api.url)
         assert cut_off((parts.hostname, parts.port), says=b"\x16\x03\x01\x02\x00\x01") >= 0.4
         with geres.Client(home=api.home) as client:

@@ -45,7 +45,9 @@ def init(
     home = _home()
     path = (path or config.own_file()).absolute()
     settings = _settings(given, insecure, home, ask)
-    checked = config.Config(server=config.ServerConfig(**settings)).checked().server
+    files = settings["certificate"]
+    fields = settings | {"certificate": (files,) if isinstance(files, str) else tuple(files)}
+    checked = config.Config(server=config.ServerConfig(**fields)).checked().server
     store = setup.check_store(checked.store or f"sqlite:{home / 'geres.db'}", home)
     certificate = setup.check_certificate(checked)
     text = setup.text_of(settings)
@@ -98,14 +100,13 @@ def _settings(
             raise Invalid(
                 f"{name}: {file} is relative; the service starts elsewhere: write the whole path", field=name
             )
+    files = config.certificate_of(certificate, key if key != certificate else "", insecure) or []
     return {
         "host": host,
         "port": int(port),
         "url": address.rstrip("/"),
         "store": "" if store == default_store else store,
-        "certificate": certificate,
-        "key": "" if key == certificate else key,
-        "insecure": insecure,
+        "certificate": files[0] if len(files) == 1 else files,
     }
 
 

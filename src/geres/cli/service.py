@@ -61,7 +61,12 @@ def service_install(
     systemd keeps the server's port open while the server restarts, and tasks go on while the agent does.
     """
     settings = config.load(
-        {"server.host": host, "server.port": port, "server.store": store, "server.insecure": insecure}
+        {
+            "server.host": host,
+            "server.port": port,
+            "server.store": store,
+            "server.certificate": config.certificate_of(None, None, insecure),
+        }
     ).checked()
     server = settings.server
     home = config.home() if user or "GERES_HOME" in os.environ else _SYSTEM_HOME

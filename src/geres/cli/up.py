@@ -23,7 +23,6 @@ from geres.errors import Conflict, Denied, GeresError, Invalid, NotFound, Unreac
 from geres.model.units import parse_cpus, parse_size, show_duration, show_size
 from geres.sdk.discover import AddressFile, is_alive, read_address
 
-SELF_MADE = "self-made"
 _PORTS = 200
 _SHARED_HOME = "/var/lib/geres"
 _BACKLOG = 4096
@@ -88,12 +87,10 @@ def up(
     words = ["--home", str(home)]
     if server.store:
         words += ["--store", server.store]
-    if server.insecure:
-        words.append("--insecure")
-    for name in ("certificate", "key"):
-        if (given := getattr(server, name)) and given != SELF_MADE:
+    for name, given in zip(("--certificate", "--key"), server.certificate, strict=False):
+        if given not in (config.SELF_MADE, config.NO_TLS):
             given = os.path.abspath(os.path.expanduser(given))  # the server starts in another folder
-        words += [f"--{name}", given] if given else []
+        words += [name, given]
     agent = None
     if not no_agent:
         agent = ["--home", str(home), "--stop-tasks", *_agent_words(flags, resources, labels)]
@@ -224,9 +221,7 @@ def _settings(flags: dict[str, Any], resources: tuple[str, ...], labels: tuple[s
         "server.host": flags["host"],
         "server.port": flags["port"],
         "server.store": flags["store"],
-        "server.insecure": flags["insecure"],
-        "server.certificate": flags["certificate"],
-        "server.key": flags["key"],
+        "server.certificate": config.certificate_of(flags["certificate"], flags["key"], flags["insecure"]),
         "agent.name": flags["name"],
         "agent.pool": flags["pool"],
         "agent.cpus": flags["cpus"],

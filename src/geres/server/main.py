@@ -63,9 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "server.host": words.host,
         "server.port": words.port,
         "server.store": words.store,
-        "server.insecure": words.insecure or None,
-        "server.certificate": words.certificate,
-        "server.key": words.key,
+        "server.certificate": config.certificate_of(words.certificate, words.key, words.insecure),
     }
     try:
         listener = listening.inherited(words.listen_fd)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from geres.config import ServerConfig
+from geres.config import NO_TLS, SELF_MADE, ServerConfig
 from geres.errors import Conflict, Invalid, StoreUnavailable
 from geres.files import write_private
 from geres.mounts import network_file_system
@@ -29,9 +29,8 @@ _TEXTS = {
     "port": "The port, for the command line, programs and agents alike.",
     "url": "The address by which other machines reach it; it stands in the commands by which they join.",
     "store": "Where the queue is: sqlite:PATH for one server, postgresql://USER@HOST/DATABASE for several.",
-    "certificate": "The certificate, PEM; self-made: geres makes one, and clients pin its fingerprint.",
-    "key": "The key of the certificate, PEM.",
-    "insecure": "No TLS: tokens and tasks travel readable.  For a network that is yours alone.",
+    "certificate": "PEM files: the certificate, and its key if another file holds it.\n"
+    "# self-made: geres makes one, and clients pin its fingerprint.  none: no TLS.",
 }
 
 
@@ -79,12 +78,12 @@ def _without_password(url: str) -> str:
 
 def check_certificate(settings: ServerConfig) -> str:
     """How clients know the server, in words.  Raises Invalid for files that cannot be used."""
-    if settings.certificate and settings.certificate != tls.SELF_MADE:
-        given = tls.Tls(Path(settings.certificate), Path(settings.key) if settings.key else None)
+    if settings.certificate and not {SELF_MADE, NO_TLS} & set(settings.certificate):
+        given = tls.given(settings)
         if not given.pin:
             return "a certificate that an authority signed; clients need nothing more"
         return f"a certificate signed by itself, {given.pin}"
-    if settings.certificate or tls.needs_tls(settings):
+    if settings.certificate == (SELF_MADE,) or tls.needs_tls(settings):
         return "a certificate that geres makes at the first start; `geres status` shows its fingerprint"
     return "no TLS" if settings.insecure else "no TLS: only this machine reaches the address"
 
@@ -94,7 +93,7 @@ def text_of(settings: dict[str, Any]) -> str:
     lines = []
     for name, about in _TEXTS.items():
         value = settings.get(name)
-        if value in (None, "", False):
+        if not value:
             if name in ("url", "certificate"):  # what most people change later
                 lines.append(f"# {about}\n# {name} = {json.dumps('')}\n")
             continue

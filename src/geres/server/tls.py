@@ -23,7 +23,6 @@ from geres.store.database import Database
 
 log = logging.getLogger("geres.server.tls")
 
-SELF_MADE = "self-made"
 FILE_NAME = "tls.pem"  #: in the home: the self-made certificate and its key
 _DAY = timedelta(days=1)
 _SOON = timedelta(days=14)
@@ -115,12 +114,15 @@ def prepare(settings: ServerConfig, home: Path, db: Database, *, now_us: int) ->
 
     Raises Invalid for files that cannot be used.
     """
-    if settings.certificate == SELF_MADE or (not settings.certificate and needs_tls(settings)):
+    if settings.certificate == (config.SELF_MADE,) or (not settings.certificate and needs_tls(settings)):
         return Tls(_self_made(settings.host, home, db, now_us), None, pinned=True)
-    if not settings.certificate:
-        return None
-    key = Path(settings.key).expanduser().absolute() if settings.key else None
-    return Tls(Path(settings.certificate).expanduser().absolute(), key)
+    return None if not settings.certificate or settings.insecure else given(settings)
+
+
+def given(settings: ServerConfig) -> Tls:
+    """From the files that the settings name.  Raises Invalid for what cannot be used."""
+    certificate, *key = (Path(one).expanduser().absolute() for one in settings.certificate)
+    return Tls(certificate, key[0] if key else None)
 
 
 def needs_tls(settings: ServerConfig) -> bool:
