@@ -207,7 +207,7 @@ def test_a_certificate_that_makes_no_sense_is_named(load, text):
 
 def test_all_problems_come_at_once_with_the_key_and_its_source(load, tmp_path):
     settings = load(
-        user='stray = 1\n[server]\nlease_secnds = 3\nport = 70000\ncertificate = "a,none"\nstore = "mysql:"\n',
+        user='stray = 1\n[server]\nlease_secnds = 3\nport = 70000\ncertificate = "a,none"\nstore = "my:"\n',
         env={"GERES_AGENT__CPUS": "many", "GERES_LOG__LEVEL": "loud", "GERES_NONE__SUCH": "1"},
     )
 
