@@ -79,10 +79,28 @@ async def test_what_was_to_start_before_the_lease_ended_does_not_start_after_it(
     await server.assign(server.spec("touch", str(mark), on_disconnect="stop"), 1)
     over = time.monotonic() + server.lease_seconds
     until(lambda: time.monotonic() > over)
+    server.lets_in = False  # a new connection would be a new lease
     os.kill(supervisor, signal.SIGCONT)
+    until(lambda: agent.supervisor()["ended"])
+    server.lets_in = True
 
     assert (await server.end_of(1)).outcome == "given_back"
     assert not mark.exists()
+
+
+async def test_what_comes_after_a_silence_waits_for_the_next_heartbeat_and_is_not_sent_to_and_fro(
+    server: Server, agent: Agent
+) -> None:
+    server.answers_heartbeats = False
+    spec = server.spec("true", on_disconnect="stop")
+    over = time.monotonic() + server.lease_seconds
+    await server.until(lambda: time.monotonic() > over)
+    server.answers_heartbeats = True
+
+    await server.assign(spec, 1)
+
+    assert (await server.end_of(1)).outcome == "succeeded"
+    assert len(server.peers) == 1
 
 
 async def test_what_the_node_says_is_for_tasks_that_say_nothing(

@@ -66,6 +66,7 @@ class Server:
         self.refuses_uploads = False
         self.heartbeat_seconds = 0.5
         self.answers_heartbeats = True
+        self.lets_in = True
         self.peers: list[Peer] = []
         self.ended: dict[AttemptKey, Ended] = {}
         self.end_count: dict[AttemptKey, int] = {}
@@ -186,6 +187,7 @@ class Server:
         await send({"type": "websocket.accept"})
         first = decode((await receive())["bytes"])
         assert first.hello is not None
+        await self.until(lambda: self.lets_in)
         peer = Peer(first.hello, send)
         epoch = len(self.peers) + 1
         await peer.send(Frame(welcome=Welcome(epoch, 1, self.lease_seconds, self.heartbeat_seconds, "0")))

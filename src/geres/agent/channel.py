@@ -83,6 +83,7 @@ class Channel:
         self.leaving = False
         self.is_connected = False
         self._answered_at = 0.0
+        self._lease_until = 0.0
         self._beats: dict[int, float] = {}  # number to when it was sent, of those not acknowledged
         node.wake = self._bell.set
 
@@ -164,6 +165,8 @@ class Channel:
                             self._answered_at = time.monotonic()
                             self._heard(frame.heard, welcome)
                         self._node.obey(frame)
+                        if frame.assign and lease.clock() >= self._lease_until:
+                            self._node.beat_bell.set()  # what must not run twice waits for it
                         if frame.error is not None:
                             refusal.append(frame.error)
                             break
@@ -183,7 +186,8 @@ class Channel:
             raise Refused(refusal[0])
 
     def _hold_lease(self, sent: float, welcome: Welcome) -> None:
-        self._node.link.send(("lease", lease.until(sent, welcome.lease_seconds)))
+        self._lease_until = lease.until(sent, welcome.lease_seconds)
+        self._node.link.send(("lease", self._lease_until))
 
     def _heard(self, number: int, welcome: Welcome) -> None:
         """A heartbeat renewed the lease: the one of that number, of an earlier server perhaps the oldest."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+from geres.agent.attempts import Attempt
+
 #: The verdict of what is ended for it: (outcome, reason, message).
 ALONE = (
     "failed",
@@ -12,6 +14,9 @@ ALONE = (
 )
 _MARGIN_SECONDS = 2.0  #: what is stopped is gone so long before the servers give it away
 _MARGIN_PART = 0.2  #: of a lease that is short
+PATIENCE_SECONDS = (
+    2.0  #: what comes after the end of a lease waits so long for the next heartbeat to renew it
+)
 
 
 def clock() -> float:
@@ -32,9 +37,13 @@ class Lease:
 
     def __init__(self) -> None:
         self._until: float | None = None
+        self.waiting: list[Attempt] = []  #: for it to be renewed
 
-    def renew(self, until: float) -> None:
+    def renew(self, until: float) -> list[Attempt]:
+        """Hold it until then.  Returns what has waited for that."""
         self._until = until
+        waiting, self.waiting = self.waiting, []
+        return waiting
 
     @property
     def has_ended(self) -> bool:

@@ -26,7 +26,7 @@ from geres.agent.capture import INLINE_BYTES, File
 from geres.agent.family import Children, kill, owner_by_environment, stat_of
 from geres.agent.journal import Journal
 from geres.agent.lanes import Lanes
-from geres.agent.lease import ALONE, Lease
+from geres.agent.lease import ALONE, PATIENCE_SECONDS, Lease
 from geres.agent.process import Unstartable, explain_note, now_us, parse_notes, usage_of
 from geres.agent.starting import Starter
 
@@ -120,12 +120,12 @@ class Running:
             return False
         return True
 
-    def stop_alone(self) -> None:
+    def stop_alone(self, now: float) -> None:
         """The lease is about to end: end what must never run at once with a second try of it elsewhere."""
         for attempt in list(self.attempts.values()):
             if not attempt.spec.stops_alone:
                 continue
-            if attempt.state is WAITING:
+            if attempt.state is WAITING and attempt.arrived < now - PATIENCE_SECONDS:
                 self._give_back(attempt)
             elif attempt.state is RUNNING:
                 attempt.verdict = attempt.verdict or ALONE
@@ -259,7 +259,7 @@ class Running:
 
     def _start(self, attempt: Attempt, now: float) -> None:
         if attempt.spec.stops_alone and self.lease.has_ended:  # the order came late, or we were frozen
-            self._give_back(attempt)
+            self.lease.waiting.append(attempt)
             return
         try:
             self.starter.start(attempt, now)

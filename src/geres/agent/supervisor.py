@@ -133,7 +133,7 @@ class Supervisor:
                 running.start_some(now)
             running.fire_timers(now)
             if running.lease.has_ended:
-                running.stop_alone()
+                running.stop_alone(now)
             if now >= next_tick:
                 self._tick(now)
                 next_tick = now + (_SHORT_TICK_SECONDS if running.lanes.waits_ahead else _TICK_SECONDS)
@@ -333,7 +333,7 @@ class Supervisor:
             elif what == "hello":
                 self._send(("list", *self._status().values()))
             elif what == "lease":  # until when, by the clock of `Lease`
-                running.lease.renew(order[1])
+                running.lanes.ready.extend(running.lease.renew(order[1]))
             elif what == "ping":
                 self._send(("pong",))
             elif what == "leave":
