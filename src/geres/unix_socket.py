@@ -60,7 +60,7 @@ def listen(path: str) -> socket.socket:
         rights = os.stat(folder)
         if rights.st_uid not in (0, os.geteuid()) or rights.st_mode & 0o022:
             raise Invalid(
-                f"socket: others may write to {folder}, and so put a server of theirs there; take another folder",
+                f"socket: others may write to {folder}, and so put a server of theirs there; take another",
                 field="socket",
             )
         if os.path.exists(path):
