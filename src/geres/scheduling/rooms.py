@@ -181,6 +181,8 @@ def why_not(demand: Demand, room: Room) -> tuple[str, bool] | None:
 
 def how_many(demand: Demand, room: Room) -> int:
     """How many such tasks could start there now, side by side."""
+    if demand.cpus_milli > room.cpus_milli - room.outside_cpus_milli or not room.accepting:
+        return 0  # most often so, and many nodes are asked: without the words of a refusal
     if why_not(demand, room) is not None:
         return 0
     if demand.exclusive:

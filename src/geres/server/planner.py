@@ -87,21 +87,22 @@ class TurnPlanner:
         self._caps = caps
         pool_desks = self._pool()
         fitting: dict[Demand, dict[int, int]] = {}
+        totals: dict[Demand, int] = {}
         chosen, heads = [], 0
         for lane in lanes:
             demand = self.demands[lane.id]
             if demand not in fitting:
-                fitting[demand] = {desk.node_id: how_many(demand, desk.room) for desk in pool_desks}
+                fitting[demand], totals[demand] = _fitting(demand, pool_desks)
             fits = fitting[demand]
             most = min(
                 [
-                    sum(fits.values()),
+                    totals[demand],
                     _MOST_READ,
                     *(cap.most_of(lane.id, _MOST_READ) for cap in caps if lane.id in cap.lane_ids),
                 ]
             )
             ahead = 0
-            if not self._is_capped(lane.id):
+            if most < _MOST_READ and not self._is_capped(lane.id):
                 ahead = sum(self._credit(desk, lane.id, fits[desk.node_id]) for desk in pool_desks)
             if most + ahead > 0:
                 chosen.append((lane.id, min(most + ahead, _MOST_READ)))
@@ -271,6 +272,17 @@ class TurnPlanner:
             lane_id = placement.candidate.lane_id
             who = self.submitters[lane_id]
             self._use[who] = self._use.get(who, 0.0) + self._cost(lane_id)
+
+
+def _fitting(demand: Demand, desks: Sequence[Desk]) -> tuple[dict[int, int], int]:
+    """How many such tasks could start now, by node, and in all: of the first nodes where those are enough."""
+    fits, total = {}, 0
+    for desk in desks:
+        fits[desk.node_id] = many = how_many(demand, desk.room)
+        total += many
+        if total >= _MOST_READ:
+            break
+    return fits, total
 
 
 def _demand(text: str) -> Demand:
