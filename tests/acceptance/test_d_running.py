@@ -103,13 +103,14 @@ def test_u067_a_task_finds_every_documented_variable_in_its_environment(cluster)
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     [newest] = shown(cluster, "history", "-n", "1")
 
-    not_here = {"GERES_ARRAY_INDEX", "GERES_ITEM", "GERES_META_KEY", "GERES_GPUS"}
+    not_here = {"GERES_ARRAY_INDEX", "GERES_ITEM", "GERES_META_KEY", "GERES_GPUS", "GERES_FINGERPRINT"}
     assert {word for word in words if word not in found} <= not_here
     assert found["GERES_TASK_ID"] == newest["id"]
     assert found["GERES_JOB_ID"] == newest["job_id"]
     assert found["GERES_NODE_ID"] == newest["node"]
     assert (found["GERES_CPUS"], found["GERES_MEMORY_BYTES"]) == ("0.5", str(500 << 20))
     assert found["GERES_META_PROJ"] == "x y"
+    assert found["GERES_TOKEN"].startswith(f"geres_task_1.{newest['id']}.1_")
     assert found["GERES_ATTEMPT"] == "1"
     assert found["TMPDIR"].startswith(found["GERES_TASK_DIR"])
     assert {"HOME", "USER", "LOGNAME", "SHELL", "PATH", "LANG"} <= found.keys()
