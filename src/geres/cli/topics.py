@@ -114,6 +114,7 @@ What `geres` itself looks at:
 
   GERES_HOME                          the folder of a `geres up`
   GERES_URL, GERES_TOKEN              a cluster elsewhere
+  GERES_SOCKET                        the socket of the machine's shared geres
   GERES_TENANT                        the tenant in which an admin works
   GERES_FINGERPRINT                   of its certificate, where no authority vouches for it
   NO_COLOR                            no colours
