@@ -8,9 +8,8 @@ import pytest
 
 from geres.blobs.folder import output_key, parse_output_key
 from geres.errors import Gone, Invalid, NotFound
-from geres.model.callers import Caller
 from geres.model.tasks import Results, Retry
-from geres.store import doctor, idempotency, jobs, results, servers, task_edits, tasks, tokens, upkeep
+from geres.store import doctor, idempotency, jobs, results, servers, task_edits, tasks, upkeep
 from geres.store.database import Tx
 from geres.store.servers import Introduction
 from tests.store.world import SECOND, World, ended, key
@@ -254,26 +253,6 @@ def test_the_doctor_names_records_set_aside_and_wishes_not_answered(world: World
     assert [finding.kind for finding in found] == ["quarantine", "stuck"]
     assert "ended 5/1 was set aside: ValueError()" in found[0].text
     assert found[1].next == f"geres cancel --force {task}"
-
-
-def test_a_token_is_found_by_its_hash_until_it_is_over(world: World) -> None:
-    def make(tx: Tx) -> None:
-        tokens.ensure_token(
-            tx, "secret", tenant_id=world.tenant_id, subject="eve", role="user", now_us=world.now_us
-        )
-
-    def find(token: str) -> Caller | None:
-        return world.db.call(tokens.find_caller, tokens.token_hash(token), now_us=world.now_us)
-
-    world.db.call(make)
-    world.db.call(make)
-    assert find("secret") == Caller(world.tenant_id, "default", "eve", "user")
-    assert find("other") is None
-    assert world.row("SELECT count(*) AS n FROM token WHERE hash LIKE '%secret%'") == {"n": 0}
-
-    world.db.call(lambda tx: tx.raw_run("UPDATE token SET expires_at = ?", (world.now_us,)))
-
-    assert find("secret") is None
 
 
 def test_a_new_server_lets_all_leases_go_on(world: World) -> None:

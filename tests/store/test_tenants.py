@@ -260,3 +260,28 @@ def test_last_uses_are_noted_and_old_tokens_forgotten(world: World) -> None:
     listed = world.db.call(tokens.list_tokens, mia, TokenQuery(all=True), now_us=world.now_us)
     assert [(one.id, one.last_used_at is not None) for one in listed] == [(kept.id, True)]
     assert old.id != kept.id
+
+
+def test_the_token_of_a_home_makes_its_user_and_is_good_again_after_a_start(world: World) -> None:
+    def start() -> None:
+        world.db.call(
+            tokens.ensure_token,
+            "s" * 43,
+            tenant_id=world.tenant_id,
+            subject="eve",
+            role="admin",
+            now_us=world.now_us,
+        )
+
+    start()
+    start()
+    found = who(world, "s" * 43)
+    assert (found.subject, found.role) == ("eve", "admin")
+    users = world.db.call(tenants.list_users, found, now_us=world.now_us)
+    assert [(one.name, one.role, one.token_count) for one in users] == [("eve", "admin", 1)]
+    assert world.row("SELECT count(*) AS n FROM token WHERE hash LIKE '%sss%'") == {"n": 0}
+    world.db.call(tokens.revoke, found, str(found.token_id), now_us=world.now_us)
+    with pytest.raises(Unauthenticated, match="revoked"):
+        who(world, "s" * 43)
+    start()
+    assert who(world, "s" * 43).role == "admin"
