@@ -182,8 +182,11 @@ def test_u147_a_join_token_is_good_once_and_for_its_time(secure, machine):
     for told in ("was used already", "was good until", "was revoked"):
         assert told in log
     assert names(secure) == ["first"]
-    noted = [one["action"] for one in shown(secure, "audit")]
+    audit = shown(secure, "audit")
+    noted = [one["action"] for one in audit]
     assert noted.count("node.join") == 1
+    refused = [one for one in audit if one["result"] == "unauthenticated" and "node:second" in str(one)]
+    assert len(refused) >= 2  # by its name, in the tenant whose join token it was
     assert noted.count("join_token.create") == 3
 
 

@@ -129,6 +129,7 @@ class Front:
             if not path.startswith(_PEERS):
                 self._auth.check_open(_address(scope))
             await self._inner(scope, _bounded(receive, headers, _MOST_OPEN_BYTES), send)
+            await self._note_refused(scope)
             return
         if "\0" in path:
             raise NotFound(f"there is nothing at {path!r}: a path holds no NUL character")
@@ -141,8 +142,7 @@ class Front:
             most = _MOST_BULK_BYTES if path in _LARGE else _MOST_BODY_BYTES
             body = receive if path.startswith("/v1/agents") else _bounded(receive, headers, most)
             await self._inner(scope, body, send)
-            if (refused := scope["state"].get("refused")) is not None:
-                await self._note(refused, scope)
+            await self._note_refused(scope)
             return
         hot, key = found
         content = b""
@@ -151,6 +151,11 @@ class Front:
             content = await _whole_body(_bounded(receive, headers, most))
         status, answer = await hot(Call(self._context, caller, key, scope["query_string"], content, headers))
         await respond(send, status, answer)
+
+    async def _note_refused(self, scope: Scope) -> None:
+        """Note what a route itself has refused."""
+        if (refused := scope["state"].get("refused")) is not None:
+            await self._note(refused, scope)
 
     async def _note(self, error: GeresError, scope: Scope) -> None:
         method = scope.get("method", "WEBSOCKET")

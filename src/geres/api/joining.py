@@ -11,7 +11,7 @@ from litestar.params import FromPath, JSONBody
 
 from geres.api.limits import Buckets
 from geres.api.request import Request
-from geres.errors import Conflict, RateLimited, Unauthenticated
+from geres.errors import Conflict, RateLimited
 from geres.model.joining import TOKEN_PREFIX, CreateJoinToken, Invitation, Join, Joined, JoinToken, Renew
 from geres.store import joining
 
@@ -59,7 +59,7 @@ async def join(request: Request, data: JSONBody[Join]) -> Joined:
         raise RateLimited(f"too many machines join from {address}", retry_after_seconds=seconds)
     try:
         joined = await context.db.run(joining.join, data, address=address, now_us=context.clock())
-    except (Unauthenticated, Conflict) as error:
+    except Conflict as error:  # other refusals are logged where all are
         log.warning(
             "%s at %s may not join: %s", data.node[:80], address, error, extra={"event": "join_refused"}
         )

@@ -117,21 +117,23 @@ def join(tx: Tx, wanted: Join, *, address: str, now_us: int) -> Joined:
     if token is None:
         raise Unauthenticated(f"the join token is not known here: {_MORE}")
     tenant_id = token["tenant_id"]
+    subject = _subject(wanted.node)
+    caller = Caller(tenant_id, token["tenant"], subject, "node", address=address, node=wanted.node)
     joined = Joined(node=wanted.node, tenant=token["tenant"], pool=token["pool"])
     good = tx.all("credentials_of_node", tenant_id=tenant_id, node=wanted.node)
     if any(one["hash"] == wanted.credential and one["join_token_id"] == token["id"] for one in good):
         return joined
     if token["tenant_disabled_at"] is not None:
-        raise Unauthenticated(f"the tenant {token['tenant']} was disabled: ask your administrator")
+        raise _refused(caller, f"the tenant {token['tenant']} was disabled: ask your administrator")
     if (state := _state(token, now_us)) != "good":
         told = {
             "used": f"was used already ({token['used']} of {token['uses']} times)",
             "expired": f"was good until {rfc3339(token['expires_at'])}",
             "revoked": f"was revoked at {rfc3339(token['revoked_at'])}",
         }
-        raise Unauthenticated(f"the join token {told[state]}: {_MORE}", state=state)
+        raise _refused(caller, f"the join token {told[state]}: {_MORE}", state=state)
     if tx.value("use_join_token", id=token["id"]) is None:
-        raise Unauthenticated(f"the join token was used already: {_MORE}", state="used")
+        raise _refused(caller, f"the join token was used already: {_MORE}", state="used")
     if tx.all("credentials_of_node", tenant_id=tenant_id, node=wanted.node):
         _check_free(tx, tenant_id, wanted.node, now_us)
     keys = {"tenant_id": tenant_id, "node": wanted.node, "now_us": now_us}
@@ -148,10 +150,15 @@ def join(tx: Tx, wanted: Join, *, address: str, now_us: int) -> Joined:
     if added is None:
         raise Conflict("credential: is known already; remove node.json from the agent's home, and join again")
     tx.run("take_removed_back", tenant_id=tenant_id, node=wanted.node)
-    subject = _subject(wanted.node)
-    caller = Caller(tenant_id, token["tenant"], subject, "node", address=address, node=wanted.node)
     audit.write(tx, caller, "node.join", wanted.node, now_us=now_us, join_token=str(token["id"]))
     return joined
+
+
+def _refused(caller: Caller, message: str, **facts: str) -> Unauthenticated:
+    """With whose the join token is, for the audit log of that tenant."""
+    error = Unauthenticated(message, **facts)
+    error.whose = caller
+    return error
 
 
 def _subject(node: str) -> str:
