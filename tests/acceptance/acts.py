@@ -52,6 +52,13 @@ def states(cluster: Cluster, *ids: str) -> list[str]:
     return [client.task_info(one).state.value for one in ids]
 
 
+def attempts(cluster: Cluster, *ids: str) -> list[int]:
+    """The attempts of tasks, in the order given.  What runs need not be the first: a busy node may give one
+    back before it starts."""
+    client = cluster.client()
+    return [client.task_info(one).attempt for one in ids]
+
+
 def wait_for_state(cluster: Cluster, task_id: str, *wanted: str) -> str:
     """Wait until a task is in one of these states; which one it is."""
     return eventually(lambda: states(cluster, task_id)[0], lambda state: state in wanted)
