@@ -14,21 +14,21 @@ import msgspec
 
 from geres.aio import Doorbell
 from geres.errors import StoreUnavailable
-from geres.model import task_tokens
 from geres.model.demand import Demand
 from geres.model.ids import job_of, show_task
 from geres.model.states import Reason
 from geres.model.tasks import WhyNode
-from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Heartbeat, Hello, Spec, Stream, Welcome
+from geres.model.wire import Ask, AttemptKey, Ended, Frame, Heartbeat, Hello, Stream, Welcome
 from geres.scheduling import credit
 from geres.scheduling.rooms import empty_room
 from geres.server import explaining, logs
 from geres.server.arriving import take_in
 from geres.server.desk import Desk
 from geres.server.faults import Faults
-from geres.server.frames import argv_of, ask_action, ask_signal, facts_of, only_attempts, with_own_blobs
+from geres.server.frames import ask_action, ask_signal, facts_of, only_attempts, with_own_blobs
 from geres.server.hints import Hints
 from geres.server.known import Known
+from geres.server.orders import Orders
 from geres.server.planner import TurnPlanner
 from geres.store import dispatching, nodes
 from geres.store.database import Database, Order
@@ -73,7 +73,6 @@ class Dispatcher:
         task_key: bytes = b"",
     ) -> None:
         self._db, self._clock, self._waiters = db, clock, waiters
-        self._task_key = task_key  #: of the tokens of tasks; empty: they get none
         self._tenant_id, self._me, self._hints = tenant_id, me, hints or Hints(me.id)
         self._lease_seconds = lease_seconds
         self.bell = Doorbell()
@@ -85,6 +84,7 @@ class Dispatcher:
         self._reported: dict[tuple[int, AttemptKey], None] = {}
         self._means: OrderedDict[int, float] = OrderedDict()
         self._known = Known(db)
+        self._orders = Orders(self._known, task_key)
         self.planner = TurnPlanner(
             self.desks, self._means, reserve_after_seconds=reserve_after_seconds, placing=placing, fair=fair
         )
@@ -143,19 +143,7 @@ class Dispatcher:
         await self._known.load({job_of(held.id) for held, _ in again}, resent.keys(), resent)
         for held, ahead in again:
             try:
-                self._add_spec(desk, frame, held.spec_id, job_of(held.id))
-                assign = self._assign(
-                    *(
-                        desk.tenant_id,
-                        held.id,
-                        held.attempt,
-                        held.spec_id,
-                        held.lane_id,
-                        held.argv,
-                        held.item,
-                    ),
-                    held,
-                )
+                assign = self._orders.assign(desk, frame, held, held.attempt)
             except _UNREADABLE as error:
                 desk.remove((held.id, held.attempt))
                 self._give_up(desk.node_id, (held.id, held.attempt), error)
@@ -163,7 +151,6 @@ class Dispatcher:
             assign.ahead = ahead
             assign.gpu_ids = desk.held[held.id, held.attempt].gpu_ids
             assign.submitted_by = held.submitted_by
-            frame.assign.append(assign)
         for held in answer.held:
             if held.asked is not None:
                 action, number = ask_action(held.asked), ask_signal(held.asked)
@@ -490,51 +477,7 @@ class Dispatcher:
         frame = frames.get(placement.node_id)
         if frame is None:
             frame = frames[placement.node_id] = Frame()
-        self._add_spec(desk, frame, candidate.spec_id, job_of(candidate.id))
-        assign = self._assign(
-            desk.tenant_id,
-            candidate.id,
-            attempt,
-            candidate.spec_id,
-            candidate.lane_id,
-            candidate.argv,
-            candidate.item,
-            candidate,
-        )
+        assign = self._orders.assign(desk, frame, candidate, attempt)
         assign.ahead = desk.lanes[candidate.lane_id].in_room if ahead else 0
         assign.gpu_ids = held.gpu_ids
         assign.submitted_by = self.planner.submitters.get(candidate.lane_id, "")
-        frame.assign.append(assign)
-
-    def _assign(
-        self,
-        tenant_id: int,
-        task: int,
-        attempt: int,
-        spec_id: int,
-        lane_id: int,
-        argv: str | None,
-        item: str | None,
-        counts: dispatching.Counted,
-    ) -> Assign:
-        job = self._known.jobs[job_of(task)]
-        return Assign(
-            task,
-            attempt,
-            spec_id,
-            lane_id,
-            job.name,
-            argv_of(argv),
-            item,
-            job.is_array,
-            requeue_count=counts.requeue_count,
-            retry_count=counts.retry_count,
-            token=task_tokens.make(self._task_key, tenant_id, task, attempt) if self._task_key else "",
-        )
-
-    def _add_spec(self, desk: Desk, frame: Frame, spec_id: int, job_id: int) -> None:
-        if spec_id in self._known.unreadable:
-            raise ValueError(self._known.unreadable[spec_id])
-        if spec_id not in desk.specs:
-            desk.specs.add(spec_id)
-            frame.specs.append(Spec(spec_id, self._known.specs[spec_id], self._known.jobs[job_id].meta))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -30,16 +30,6 @@ def assigned_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int]]:
     """(node, task, attempt) of what is assigned to these nodes and has not been reported started."""
     rows = tx.rows("assigned_on", node_ids=list(node_ids)) if node_ids else []
     return [(row[0], row[1], row[2]) for row in rows]
-
-
-class Counted(Protocol):
-    """Anything that knows how often a task was tried again."""
-
-    @property
-    def retry_count(self) -> int: ...
-
-    @property
-    def requeue_count(self) -> int: ...
 
 
 def job_facts(tx: Tx, job_ids: Sequence[int]) -> dict[int, JobFacts]:
