@@ -69,9 +69,7 @@ class Orders:
             job.is_array,
             requeue_count=task.requeue_count,
             retry_count=task.retry_count,
-            token=task_tokens.make(self._task_key, desk.tenant_id, task.id, attempt)
-            if self._task_key
-            else "",
+            token=token,
         )
         frame.assign.append(made)
         return made
