@@ -1,18 +1,19 @@
 """Any order of events, against the real stores: tasks only make legal moves, and each end counts once.
 
-It was seen to fail with the fence removed (`task.attempt == report.attempt` in store/turn.py), with the
-node of the report ignored, and with a requeued task keeping its node.
+That it fails with the fence removed is a test; it was also seen to fail with the node of the report ignored,
+and with a requeued task keeping its node.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -27,9 +28,10 @@ from hypothesis.stateful import (
 from geres.model.ids import show_task
 from geres.model.states import FINAL, MOVES, TaskState
 from geres.model.tasks import Retry
-from geres.store import task_actions
+from geres.store import task_actions, turn
 from geres.store.database import open_database
 from geres.store.nodes import Connected
+from tests.simulation.mutants import source
 from tests.store.world import LEASE_US, World, ended, key
 
 NODES = ("n1", "n2")
@@ -108,6 +110,18 @@ class TaskLifecycle(RuleBasedStateMachine):
     def a_node_reports_in_time(self, data: st.DataObject, outcome: str) -> None:
         task, attempt, node_id = data.draw(st.sampled_from(self._live()))
         self._report(task, attempt, self._newest(node_id), outcome, False)
+
+    @precondition(lambda self: self._live())
+    @rule(data=st.data(), outcome=st.sampled_from(["succeeded", "failed"]))
+    def an_attempt_is_given_back_and_its_end_comes_after_the_next_has_begun(
+        self, data: st.DataObject, outcome: str
+    ) -> None:
+        task, attempt, node_id = data.draw(st.sampled_from(self._live()))
+        node = self._newest(node_id)
+        self._report(task, attempt, node, "given_back", False)
+        for other, number in self.world.assign(node, 100):
+            self.attempts.append((other, number, node_id))
+        self._report(task, attempt, node, outcome, False)
 
     def _live(self) -> list[tuple[str, int, int]]:
         """Attempts that are on their nodes."""
@@ -213,12 +227,24 @@ def _reachable(before: TaskState, now: TaskState) -> bool:
 def test_any_order_of_events_keeps_the_life_cycle(store: str, request: pytest.FixtureRequest) -> None:
     if store == "sqlite":
         with tempfile.TemporaryDirectory() as folder:
-            _check(lambda: f"sqlite:{Path(folder) / f'{_fresh()}.db'}", examples=500)
+            _check(lambda: f"sqlite:{Path(folder) / f'{_fresh()}.db'}", examples=300)
     else:
         _check(request.getfixturevalue("fresh_postgres"), examples=12)
 
 
-def _check(make_url: Callable[[], str], examples: int) -> None:
+@pytest.mark.timeout(600)
+def test_the_life_cycle_is_seen_to_break_without_the_fence() -> None:
+    fence = (" and task.attempt == report.attempt", "")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        source(turn, "_end", fence),
+        pytest.raises(Exception) as seen,
+    ):
+        _check(lambda: f"sqlite:{Path(folder) / f'{_fresh()}.db'}", examples=400, shrink=False)
+    assert isinstance(seen.value, (AssertionError, sqlite3.IntegrityError)), seen.value
+
+
+def _check(make_url: Callable[[], str], examples: int, *, shrink: bool = True) -> None:
     machine = type("Machine", (TaskLifecycle,), {"make_url": staticmethod(make_url)})
     run_state_machine_as_test(
         machine,
@@ -228,6 +254,7 @@ def _check(make_url: Callable[[], str], examples: int) -> None:
             deadline=None,
             suppress_health_check=list(HealthCheck),
             derandomize=False,
+            phases=list(Phase) if shrink else [Phase.generate],
         ),
     )
 
