@@ -1,4 +1,4 @@
-"""`python -m tests.simulation`: SCHEDULES=n of them, one in ten on PostgreSQL, on all cpus; `SEED=n` one of them.
+"""`python -m tests.simulation`: SCHEDULES=n, one in ten on PostgreSQL, on all cpus; `SEED=n`: that one.
 
 STORE=sqlite or STORE=postgres is for that store alone.  Exit status 1, with its trace, where one fails.
 """

@@ -27,7 +27,7 @@ class LaneHere:
 @dataclass(slots=True)
 class Held:
     lane_id: int
-    since: float = field(default_factory=time.monotonic)  #: when the node was told
+    since: float = field(default_factory=lambda: time.monotonic())  #: when the node was told
     started: bool = False
     gpu_ids: list[int] = field(default_factory=list)
 
