@@ -71,6 +71,25 @@ def test_a_server_that_is_gone_is_forgotten_and_holds_nothing(world: World) -> N
     assert row == {"server_id": None, "epoch": its.epoch}  # its lease goes on; it may be on its way
 
 
+def test_a_server_of_the_previous_release_is_there_while_its_nodes_are(world: World) -> None:
+    """It has no secret, and renews the leases of its nodes but none of its own."""
+    a = start(world, "http://a:1")
+    older = world.db.call(
+        servers.register, Introduction(0, "http://older:1", "0", world.now_us), lease_us=LEASE_US
+    )
+    node = world.connect()
+    hold(world, node, older)
+    for _ in range(3):
+        world.now_us += LEASE_US - SECOND
+        renew(world, a)
+        hold(world, node, older)
+        assert bury(world, a) == []
+    world.now_us += LEASE_US
+    renew(world, a)
+
+    assert bury(world, a) == ["http://older:1"]
+
+
 def test_a_server_that_was_thought_gone_comes_back_with_its_nodes(world: World) -> None:
     a, b = start(world, "http://a:1"), start(world, "http://b:1")
     node = world.connect()

@@ -91,6 +91,7 @@ def bury(tx: Tx, server_id: int, *, now_us: int, limit: int = 10) -> list[tuple[
 
     One that is there after all comes back with its next `renew`, and its nodes with their heartbeats.
     """
+    tx.run("renew_older_servers")
     gone = [
         (row[0], row[1]) for row in tx.rows("servers_gone", server_id=server_id, now_us=now_us, limit=limit)
     ]

@@ -38,6 +38,13 @@ SELECT server.id, server.url, server.secret, server.fingerprint
   JOIN server ON server.id = node.server_id
  WHERE node.id = :node_id AND server.lease_until > :now_us
 
+-- name: renew_older_servers
+-- The previous release renews no lease of its own: it is there as long as those of its nodes are renewed.
+UPDATE server
+   SET lease_until = (SELECT max(node.lease_until) FROM node WHERE node.server_id = server.id)
+ WHERE secret = ''
+   AND lease_until < (SELECT max(node.lease_until) FROM node WHERE node.server_id = server.id)
+
 -- name: servers_gone
 SELECT id, url FROM server WHERE lease_until <= :now_us AND id <> :server_id ORDER BY id LIMIT :limit
 /* skip locked */
