@@ -48,21 +48,26 @@ demands = st.builds(
     counts=st.sampled_from([(), (("disk", 1),), (("disk", 3),)]),
     exclusive=st.sampled_from([False, False, False, True]),
     nodelist=st.sampled_from([(), (), (), ("n2",), ("n[13]",)]),
+    see_path=st.just("/data/x"),
+    host=st.sampled_from([None, None, "n1", "n2", "elsewhere"]),
 )
 nodes = st.builds(
-    lambda cpus, memory, gpus, disk, slots: (cpus, memory, gpus, disk, slots),
+    lambda *values: values,
     st.sampled_from([1, 2, 4]),
     st.sampled_from([2, 8]),
     st.sampled_from([0, 1, 2]),
     st.sampled_from([0, 4]),
     st.sampled_from([0, 2]),
+    st.sampled_from([(), (), ("/data",)]),
 )
 
 
-def made(picture: list[tuple[int, int, int, int, int]]) -> list[Room]:
+def made(picture: list[tuple[int, int, int, int, int, tuple[str, ...]]]) -> list[Room]:
     return [
-        empty_room(i, facts(f"n{i}", cpus, memory, gpus, counts=(("disk", disk),), slots=slots))
-        for i, (cpus, memory, gpus, disk, slots) in enumerate(picture, 1)
+        empty_room(
+            i, facts(f"n{i}", cpus, memory, gpus, counts=(("disk", disk),), slots=slots, shared_paths=paths)
+        )
+        for i, (cpus, memory, gpus, disk, slots, paths) in enumerate(picture, 1)
     ]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import heapq
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from geres.model.demand import Demand
-from geres.scheduling.rooms import Room, never, why_not
+from geres.scheduling.rooms import Room, never, sees_by_path, why_not
 
 Placing = Literal["pack", "spread"]
 
@@ -41,22 +44,30 @@ def plan(wants: Iterable[Want], rooms: Sequence[Room], placing: Placing = "pack"
 
 
 class _Shapes:
-    """Rooms grouped by what they are and what is free; for each demand a heap of the groups that fit."""
+    """Rooms grouped by what they are and what is free; for each demand a heap of the groups that fit.
+
+    Neither its name nor its machine makes a node a shape of its own: every node has another.  Wants that ask
+    for names look at every node; those that ask for a directory look at the groups that share it, and at the
+    nodes of their machine.
+    """
 
     def __init__(self, rooms: Sequence[Room], placing: Placing) -> None:
         self._sign = 1 if placing == "pack" else -1
         self._groups: dict[tuple[object, ...], list[tuple[int, Room]]] = {}
         self._heaps: dict[Demand, list[tuple[int, int, int, tuple[object, ...]]]] = {}
         self._order = 0
+        self._of_host: dict[str, list[Room]] = defaultdict(list)
         for room in rooms:
             self._groups.setdefault(self._shape(room), []).append((room.node_id, room))
+            self._of_host[room.facts.host_id].append(room)
         for group in self._groups.values():
             heapq.heapify(group)
 
     @staticmethod
     def _shape(room: Room) -> tuple[object, ...]:
+        facts = room.facts
         return (
-            room.facts[1:],
+            (facts.pool, facts.arch, facts.os, *facts[6:]),
             room.cpus_milli,
             room.memory_bytes,
             room.gpus,
@@ -72,18 +83,35 @@ class _Shapes:
     def best(self, demand: Demand) -> Room | None:
         """The room for it, taken out of its group; put it back with `moved`."""
         if _names_matter(demand):
-            return self._by_name(demand)
+            rooms = [room for group in self._groups.values() for _, room in group]
+            return self._take(self._first(demand, rooms))
         heap = self._heaps.get(demand)
         if heap is None:
             heap = self._heaps[demand] = []
             for shape, group in self._groups.items():
                 self._offer(heap, demand, shape, group)
-        while heap:
-            ready = self._groups.get(heap[0][3])
-            if ready:
-                return heapq.heappop(ready)[1]
+        while heap and not self._groups.get(heap[0][3]):
             heapq.heappop(heap)
-        return None
+        found = self._groups[heap[0][3]][0][1] if heap else None
+        here = self._of_host.get(demand.host) if demand.host is not None else None
+        if here:
+            found = self._first(demand, [*here, *([found] if found else [])])
+        return self._take(found)
+
+    def _first(self, demand: Demand, rooms: Iterable[Room]) -> Room | None:
+        fitting = [room for room in rooms if why_not(demand, room) is None]
+        return min(fitting, key=lambda room: (self._sign * room.cpus_milli, room.node_id), default=None)
+
+    def _take(self, room: Room | None) -> Room | None:
+        if room is None:
+            return None
+        group = self._groups[self._shape(room)]
+        if group[0][1] is room:
+            heapq.heappop(group)
+        else:
+            del group[next(i for i, (_, other) in enumerate(group) if other is room)]
+            heapq.heapify(group)
+        return room
 
     def _offer(
         self,
@@ -92,27 +120,16 @@ class _Shapes:
         shape: tuple[object, ...],
         group: list[tuple[int, Room]],
     ) -> None:
-        if group and why_not(demand, group[0][1]) is None:
+        if not group:
+            return
+        room, asks = group[0][1], demand
+        if demand.host is not None:
+            if not sees_by_path(demand, room.facts):
+                return
+            asks = msgspec.structs.replace(demand, host=None)
+        if why_not(asks, room) is None:
             self._order += 1
-            room = group[0][1]
-            heapq.heappush(heap, (self._sign * room.cpus_milli, group[0][0], self._order, shape))
-
-    def _by_name(self, demand: Demand) -> Room | None:
-        """Where the names of nodes decide, each is looked at."""
-        fitting = [
-            (self._sign * room.cpus_milli, node_id, shape)
-            for shape, group in self._groups.items()
-            for node_id, room in group
-            if why_not(demand, room) is None
-        ]
-        if not fitting:
-            return None
-        _, node_id, shape = min(fitting, key=lambda found: found[:2])
-        group = self._groups[shape]
-        index = next(i for i, (other, _) in enumerate(group) if other == node_id)
-        room = group.pop(index)[1]
-        heapq.heapify(group)
-        return room
+            heapq.heappush(heap, (self._sign * room.cpus_milli, room.node_id, self._order, shape))
 
     def moved(self, room: Room) -> None:
         """Put a room back after it was changed."""
@@ -124,7 +141,8 @@ class _Shapes:
 
 
 def _names_matter(demand: Demand) -> bool:
-    return bool(demand.nodelist) or (demand.match is not None and "name" in demand.match)
+    match = demand.match or ""
+    return bool(demand.nodelist) or "name" in match or "host" in match
 
 
 def reserve(demand: Demand, rooms: Sequence[Room]) -> int | None:

@@ -116,8 +116,11 @@ def never(demand: Demand, facts: Facts) -> str | None:
 
 
 def _sees(demand: Demand, facts: Facts) -> bool:
-    if demand.host == facts.host_id:
-        return True
+    return demand.host == facts.host_id or sees_by_path(demand, facts)
+
+
+def sees_by_path(demand: Demand, facts: Facts) -> bool:
+    """Whether the node sees the demand's directory through a path that machines share."""
     path = demand.see_path or "/"
     return any(path == root or path.startswith(root.rstrip("/") + "/") for root in facts.shared_paths)
 
