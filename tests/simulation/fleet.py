@@ -42,7 +42,9 @@ _CLOSE_LOOK = 12  #: commits between close looks
 class Fleet:
     """Everything that there is, driven by one seed."""
 
-    def __init__(self, db: Database, seed: int, folder: Path) -> None:
+    def __init__(self, db: Database, seed: int, folder: Path, *, jumps: bool = False) -> None:
+        """With `jumps` the store's clock is set now and then."""
+        self._jumps = jumps
         self._db, self._seed, self._folder = db, seed, folder
         self._dice = Random(seed)
         self._time = Time()

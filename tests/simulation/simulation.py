@@ -19,7 +19,6 @@ from tests.simulation.truth import Wrong
 _STEPS = 450  #: events before the fleet is left in peace
 _ROUNDS = 400  #: rounds of peace in which all must end
 _MOST_LINES = int(os.environ.get("LINES", "150"))
-_JUMPS = bool(os.environ.get("JUMPS"))
 
 
 #: How likely, what the trace says, what is done.
@@ -86,7 +85,7 @@ class Simulation(Fleet):
             events.append((0.05 * style["store"], "the store goes away", self._end_store))
         else:
             events.append((1.0, "the store is back", self._start_store))
-        if _JUMPS:
+        if self._jumps:
             events.append((0.04, "the store's clock jumps", self._jump))
         return events
 

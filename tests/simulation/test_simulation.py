@@ -78,6 +78,18 @@ def _of(memory: tuple[Database, Path], seed: int) -> tuple[Database, int, Path]:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.xfail(
+    strict=True,
+    raises=Failed,
+    reason="a server that has not yet noticed that the store's clock was set loses the nodes of one that has,"
+    " and a renewal that was under way writes a lease by the old time",
+)
+def test_no_node_is_lost_because_a_clock_was_set(memory: tuple[Database, Path]) -> None:
+    for seed in range(FIRST, FIRST + 100):
+        Simulation(*_of(memory, seed), jumps=True).run()
+
+
+@pytest.mark.timeout(600)
 def test_a_schedule_can_be_had_again(memory: tuple[Database, Path]) -> None:
     """The trace of a seed is the same each time: what it found can be looked at."""
 
