@@ -19,7 +19,7 @@ from tests.simulation.places import databases
 from tests.simulation.simulation import Failed, Simulation
 
 #: (schedules here, schedules in which a mutant must be found): the same in CI.
-FEW = {"sqlite": 200, "postgres": 10}
+FEW = {"sqlite": 150, "postgres": 8}
 #: Other schedules each day would make a red build a matter of luck; the long form goes on from here.
 FIRST = int(os.environ.get("SEED", "0"))
 MUTANT_SCHEDULES = 240
