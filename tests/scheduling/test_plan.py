@@ -71,7 +71,12 @@ def made(picture: list[tuple[int, int, int, int, int, tuple[str, ...]]]) -> list
     ]
 
 
-@given(st.lists(nodes, max_size=6), st.lists(demands, max_size=20), st.sampled_from(["pack", "spread"]))
+fleets = st.lists(nodes, max_size=6) | st.lists(
+    st.sampled_from([(4, 8, 0, 0, 0, ()), (2, 8, 0, 0, 0, ("/data",))]), max_size=12
+)
+
+
+@given(fleets, st.lists(demands, max_size=20), st.sampled_from(["pack", "spread"]))
 def test_the_plan_is_the_naive_plan(picture, asked, placing) -> None:
     asked = [Want(i, demand) for i, demand in enumerate(asked)]
 

@@ -90,13 +90,24 @@ class _Shapes:
             heap = self._heaps[demand] = []
             for shape, group in self._groups.items():
                 self._offer(heap, demand, shape, group)
-        while heap and not self._groups.get(heap[0][3]):
-            heapq.heappop(heap)
-        found = self._groups[heap[0][3]][0][1] if heap else None
+        found = self._top(heap)
         here = self._of_host.get(demand.host) if demand.host is not None else None
         if here:
             found = self._first(demand, [*here, *([found] if found else [])])
         return self._take(found)
+
+    def _top(self, heap: list[tuple[int, int, int, tuple[object, ...]]]) -> Room | None:
+        """The best room of the groups in a heap, whose entries may be of rooms that have gone since."""
+        while heap:
+            free, node_id, order, shape = heap[0]
+            group = self._groups.get(shape)
+            if not group:
+                heapq.heappop(heap)
+            elif group[0][0] != node_id:
+                heapq.heapreplace(heap, (free, group[0][0], order, shape))
+            else:
+                return group[0][1]
+        return None
 
     def _first(self, demand: Demand, rooms: Iterable[Room]) -> Room | None:
         fitting = [room for room in rooms if why_not(demand, room) is None]
