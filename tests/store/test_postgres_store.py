@@ -49,7 +49,7 @@ def test_a_deadlock_is_tried_again_and_nobody_hears_of_it(two_rows: Database):
     for thread in threads:
         thread.join(30)
     assert not errors
-    assert len(tries) == 3  # one of the two was the victim, once
+    assert len(tries) >= 3  # one of the two was the victim, on a slow machine sometimes both
     assert two_rows.call(lambda tx: tx.raw("SELECT n FROM t ORDER BY id")) == [(2,), (2,)]
 
 
