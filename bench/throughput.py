@@ -59,6 +59,8 @@ def backlog(place: Place) -> Iterator[Row]:
                 stored(client, job, queued)
                 full = _behind(client, job, count, place)
                 job.cancel()
+                while not job.refresh().state.final:  # the rest of the cancel must not meet the next figure
+                    time.sleep(0.2)
                 ratio = full.ratio / empty.ratio
                 yield Row(
                     name=f"commands behind {queued:,}, {kind}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,8 +24,11 @@ from geres.model.tasks import Why
 from geres.store import audit, idempotency, jobs, submit
 from geres.store.database import Tx
 from geres.store.jobs import JobDetailQuery, JobQuery
+from geres.store.task_actions import Done
 
 T = TypeVar("T")
+
+_MOST_SECONDS = 5.0
 
 
 @post("/v1/jobs", status_code=201)
@@ -122,17 +126,25 @@ async def close_job(request: Request, job_ref: FromPath[str], data: JSONBody[Job
 
 @post("/v1/jobs/{job_ref:str}/cancel", status_code=200)
 async def cancel_job(request: Request, job_ref: FromPath[str], data: JSONBody[JobAction]) -> Job:
-    """Cancel a job: what waits ends now, what runs is asked to end.  Cancelled when all of it has ended."""
+    """Cancel a job: what waits ends now, what runs is asked to end.  Cancelled when all of it has ended.
+
+    Of a very large job the answer comes before its last task was cancelled.
+    """
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
     now_us = context.clock()
     await _noted(request, "job.cancel", jobs.start_cancel, job_id, reason=data.reason, now_us=now_us)
-    more = True
-    while more:
-        done, more = await context.db.run(jobs.cancel_piece, job_id, now_us=context.clock())
-        tell(context, done)
+    await _in_pieces(context, jobs.cancel_piece, job_id)
     _changed(context, job_id)
     return await context.db.read(jobs.get_short, job_id)
+
+
+async def _in_pieces(context: Context, piece: Callable[..., tuple[Done, bool]], job_id: int) -> None:
+    """Begin with what a loop goes on with (see JobEnder): nobody is kept waiting for a million tasks."""
+    until, more = time.monotonic() + _MOST_SECONDS, True
+    while more and time.monotonic() < until:
+        done, more = await context.db.run(piece, job_id, now_us=context.clock())
+        tell(context, done)
 
 
 @post("/v1/jobs/{job_ref:str}/disable", status_code=200)
@@ -145,10 +157,8 @@ async def disable_job(request: Request, job_ref: FromPath[str], data: JSONBody[J
     job = await _noted(
         request, "job.disable", jobs.disable, job_id, reason=data.reason, now_us=now_us, stop=stop
     )
-    more = stop is not None
-    while more:
-        done, more = await context.db.run(jobs.stop_piece, job_id, now_us=context.clock())
-        tell(context, done)
+    if stop is not None:
+        await _in_pieces(context, jobs.stop_piece, job_id)
     _changed(context, job_id)
     return job
 

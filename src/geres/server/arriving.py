@@ -20,9 +20,9 @@ def take_in(
 ) -> tuple[list[tuple[Held, int]], list[Held]]:
     """Count the attempts that a node has at its new desk, and those that are to be sent to it again.
 
-    What runs has room; of what waits there as much as fits, and the rest was sent ahead.  Returns the attempts
-    to send, each with its `ahead`, and those that were sent ahead of something that is gone by now and do not
-    fit: they are to be given back.
+    What runs has room; of what waits there as much as fits, and the rest was sent ahead.  Returns the
+    attempts to send, each with its `ahead`, and those that were sent ahead of something that is gone by now
+    and do not fit: they are to be given back.
     """
     runs, again = set(running), {(one.id, one.attempt) for one in resend}
     stays = {(one.id, one.attempt) for one in held}  # the others are killed before anything starts there
