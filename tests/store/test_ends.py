@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pytest
+
+from geres.errors import NotFound
 from geres.model.states import TaskState
 from geres.store import doctor, task_actions
 from tests.store.world import World, ended, key
@@ -49,3 +52,11 @@ def test_an_end_under_a_cap_asks_for_another_turn(world: World) -> None:
     assert done.more
     assert world.assign(node) == [(second, 1)]
     check(world)
+
+
+@pytest.mark.parametrize("parent", ["4242", "1.999", "nobody"])
+def test_what_waits_for_something_unknown_is_refused_and_not_stored(world: World, parent: str) -> None:
+    world.submit()
+    with pytest.raises(NotFound, match=r"there is no (job|task)"):
+        world.submit(after=[parent])
+    assert world.row("SELECT count(*) AS n FROM task")["n"] == 1

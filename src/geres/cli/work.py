@@ -127,12 +127,25 @@ def read_file(path: str) -> dict[str, Any]:
         raise Invalid(f"file: {path} holds no table of options", field="file")
     if isinstance(values.get("task"), dict):
         values = {**{name: one for name, one in values.items() if name != "task"}, **values["task"]}
+    for name in ("command", "items", "env", "meta"):
+        _only_text(path, name, values.get(name))
     known = {name: one for name, one in values.items() if name not in _FILE_ONLY}
     try:
         spec_from_options(needs_command=False, **known)
     except Invalid as error:
         raise Invalid(f"{path}: {error}", **error.facts) from None
     return dict(values)
+
+
+def _only_text(path: str, name: str, values: Any) -> None:
+    """Raise Invalid for what the file's format took for a number: 1.10 would run as 1.1, 010 as 8."""
+    parts = (
+        values.items() if isinstance(values, dict) else enumerate(values if isinstance(values, list) else ())
+    )
+    for key, one in parts:
+        if isinstance(one, (bool, int, float)):
+            where = f"{name}[{key}]" if isinstance(values, list) else f"{name}.{key}"
+            raise Invalid(f"{path}: {where}: {one!r} is no text; write it in quotes", field=name)
 
 
 def _one_line(error: Exception) -> str:

@@ -104,7 +104,10 @@ def _lock_jobs(tx: Tx, caller: Caller, refs: list[str], parents: Parents, job_id
     if job_id in ids:
         raise Invalid(f"after: a task of job {job_id} cannot wait for the job itself", field="after")
     # With the job that the new tasks join, which is locked next: in one order for everybody.
-    for row in tx.all("lock_parent_jobs", job_ids=sorted({*ids, job_id} - {None})) if ids else []:
+    rows = tx.all("lock_parent_jobs", job_ids=sorted({*ids, job_id} - {None})) if ids else []
+    if unknown := ids - {row["id"] for row in rows}:
+        raise NotFound(f"after: there is no job {min(unknown)}; see `geres jobs`", id=str(min(unknown)))
+    for row in rows:
         if row["id"] == job_id:
             continue
         if row["tenant_id"] != caller.tenant_id:
