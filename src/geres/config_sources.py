@@ -225,7 +225,10 @@ def nearest_file(cwd: Path, problems: list[str]) -> Path | None:
     for folder in (cwd, *cwd.parents):
         for name in _NAMES_UPWARDS:
             path = folder / name
-            if not path.is_file():
+            try:
+                if not path.is_file():
+                    continue
+            except PermissionError:  # a folder above that this account may not look into
                 continue
             if path.stat().st_uid not in (0, os.getuid()):
                 problems.append(f"{path}: belongs to another account; it is not read")

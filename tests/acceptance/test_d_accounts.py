@@ -41,7 +41,8 @@ class User:
         self.name, self.uid, self.gid = name, entry.pw_uid, entry.pw_gid
         self.groups = [group.gr_gid for group in grp.getgrall() if name in group.gr_mem]
         self.folder = folder / f"of-{name}"
-        self.folder.mkdir(mode=0o755)
+        self.folder.mkdir()
+        self.folder.chmod(0o755)  # whatever the umask is
         os.chown(self.folder, self.uid, self.gid)
         self._environment = {
             "HOME": str(self.folder),
@@ -288,6 +289,7 @@ def test_u015_a_map_names_the_account_of_a_private_cluster(place: Path) -> None:
     """`geres run -- id -un` shows the mapped account, never root."""
     folder = place / "mapped"
     folder.mkdir()
+    folder.chmod(0o755)
     with Cluster(folder, flags=("--account", "*=games")) as cluster:
         assert cluster.run("run", "--cwd", "/", "--", "id", "-un", check=True).stdout == "games\n"
         assert cluster.run("run", "--cwd", "/", "--user", "nobody", "--", "id", "-un").returncode == 1
@@ -319,5 +321,6 @@ def test_u015_two_users_have_a_private_one_each_side_by_side(place: Path) -> Non
 
 
 def _made(folder: Path) -> tuple[str, str]:
-    folder.mkdir(mode=0o755)
+    folder.mkdir()
+    folder.chmod(0o755)
     return "games", "nobody"

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.acceptance.acts import Gate, eventually
+from tests.cluster import free_port
 from tests.compatibility.releases import NoHistory, World, current, previous
 from tests.conftest import missing
 
@@ -188,7 +189,7 @@ def test_servers_of_both_releases_share_a_database_for_a_while(releases, make_wo
     other.mkdir()
     for name in ("token", "agent.token"):
         (other / name).write_bytes((world.home / name).read_bytes())
-    port = world.port + 1
+    port = free_port()
     new = world.server(releases["current"], home=other, port=port)
     second = world.agent(releases["previous"], "n2", port)
     slow = ["sh", "-c", "sleep 0.5; echo $GERES_NODE_ID"]
