@@ -23,6 +23,7 @@ import pytest
 from tests.acceptance.acts import eventually, shown
 from tests.acceptance.harm import assert_refused
 from tests.cluster import GERES, Cluster, clean_environment, free_port
+from tests.conftest import missing
 
 
 @pytest.fixture
@@ -362,7 +363,7 @@ def test_u144_an_agent_behind_a_tunnel_runs_tasks_and_listens_nowhere(secure, ma
 
 def test_u144_the_address_to_listen_on_is_chosen(make_cluster):
     if not _has_ipv6():
-        pytest.skip("this machine has no IPv6 loopback")
+        missing("this machine has no IPv6 loopback")
     cluster = make_cluster(flags=("--host", "::1", "--certificate", "self-made"))
     assert cluster.url == f"https://[::1]:{cluster.port}"
     assert cluster.run("nodes", check=True).stdout
