@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from geres.model.ids import parse_task
+from tests.agent.world import until
 from tests.api.world import Agent, Api, Client
 
 Connect = Callable[..., Agent]
@@ -248,6 +250,22 @@ def test_a_large_output_is_uploaded_and_read_in_parts(api: Api, agent: Connect) 
     assert logs(api, task, tail=20_000).count(b"\n") == 20_000
     assert (api.home / "blobs" / blob).read_bytes() == content
     assert len(list((api.home / "blobs").rglob("*.part"))) == 0
+
+
+def test_an_upload_that_is_cut_off_leaves_nothing_and_is_no_fault_of_the_server(
+    api: Api, agent: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = agent()
+    task = running(api, node)
+    path = f"/v1/agents/outputs/{parse_task(task)}/1/stdout"
+    head = f"PUT {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.agent_token}\r\n"
+    with socket.create_connection(("127.0.0.1", api.port), timeout=10) as cut:
+        cut.sendall(head.encode() + b"Content-Length: 1000000\r\n\r\n" + b"x" * 1000)
+        until(lambda: list((api.home / "blobs").rglob("*.part")))
+
+    until(lambda: not list((api.home / "blobs").rglob("*.part")))
+    assert upload(api, task, 1, b"again").status == 200
+    assert "request failed" not in caplog.text
 
 
 def test_an_output_of_an_attempt_that_is_over_is_refused(api: Api, agent: Connect) -> None:

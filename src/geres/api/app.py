@@ -19,7 +19,7 @@ from geres.api.asgi import App, Receive, Scope, Send
 from geres.api.attach import route as attach_route
 from geres.api.bodies import encode, error_body
 from geres.api.context import Context
-from geres.api.front import Front, Hot, WebSocketRoute
+from geres.api.front import ClientGone, Front, Hot, WebSocketRoute
 from geres.api.openapi import HotRoute, complete
 from geres.api.peers import PATH as PEER_PATH
 from geres.api.peers import Streams
@@ -123,7 +123,12 @@ def create_app(context: Context) -> App:
         [*ROUTES, _openapi],
         request_class=Request,
         state=State({"context": context, "streams": streams, "document": None}),
-        exception_handlers={GeresError: _refuse, HTTPException: _refuse_http, Exception: _fail},
+        exception_handlers={
+            GeresError: _refuse,
+            ClientGone: _leave,
+            HTTPException: _refuse_http,
+            Exception: _fail,
+        },
         openapi_config=OpenAPIConfig(
             title="geres",
             version=context.version,
@@ -197,6 +202,11 @@ def _refuse_http(request: AnyRequest[Any, Any, Any], error: HTTPException) -> Re
     else:
         return _fail(request, error)
     return answer(error_body(refusal), error.status_code)
+
+
+def _leave(request: AnyRequest[Any, Any, Any], error: ClientGone) -> Response[Any]:
+    """The caller went away while it was sending: no fault of ours, and nobody reads the answer."""
+    return Response(None, status_code=400)
 
 
 def _fail(request: AnyRequest[Any, Any, Any], error: Exception) -> Response[Any]:

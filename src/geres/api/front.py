@@ -28,10 +28,12 @@ log = logging.getLogger("geres.api")
 
 _MOST_BODY_BYTES = 16 << 20
 _MOST_BULK_BYTES = 256 << 20
+MOST_OUTPUT_BYTES = 16 << 30
 _MOST_OPEN_BYTES = 1 << 16  #: where no token is asked for
 #: An open WebSocket whose token is no good any more ends within about so long.
 _LOOK_AGAIN_SECONDS = 60.0
 _PEERS = "/v1/peers/"  #: other servers sign what they ask
+_OUTPUTS = "/v1/agents/outputs/"
 _LARGE = frozenset({"/v1/tasks:bulk", "/v1/jobs"})
 
 
@@ -139,16 +141,13 @@ class Front:
         access.check(caller, roles, method, path)
         found = self._hot(method, path)
         if found is None:
-            most = _MOST_BULK_BYTES if path in _LARGE else _MOST_BODY_BYTES
-            body = receive if path.startswith("/v1/agents") else _bounded(receive, headers, most)
-            await self._inner(scope, body, send)
+            await self._inner(scope, _bounded(receive, headers, _most_bytes(path)), send)
             await self._note_refused(scope)
             return
         hot, key = found
         content = b""
         if method != "GET":
-            most = _MOST_BULK_BYTES if path in _LARGE else _MOST_BODY_BYTES
-            content = await _whole_body(_bounded(receive, headers, most))
+            content = await _whole_body(_bounded(receive, headers, _most_bytes(path)))
         status, answer = await hot(Call(self._context, caller, key, scope["query_string"], content, headers))
         await respond(send, status, answer)
 
@@ -260,22 +259,34 @@ async def refuse_socket(scope: Scope, receive: Receive, send: Send, error: Geres
         await send(closing(4000 + error.http_status, str(error)))
 
 
+def _most_bytes(path: str) -> int:
+    if path.startswith(_OUTPUTS):
+        return MOST_OUTPUT_BYTES
+    return _MOST_BULK_BYTES if path in _LARGE else _MOST_BODY_BYTES
+
+
 def _bounded(receive: Receive, headers: dict[bytes, bytes], most: int) -> Receive:
-    """The same stream of messages, which ends with Invalid where the body is longer than `most` bytes."""
+    """The same stream of messages, with the two ways in which a body does not come to its end.
+
+    Raises Invalid where it is longer than `most` bytes, ClientGone where the client left in its middle.
+    """
     too_long = Invalid(f"body: is longer than {most >> 20} MiB; send it in pieces", field="body")
     too_long.http_status = 413
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > most:
         raise too_long
-    seen = 0
+    seen, whole = 0, declared == b"0" and b"transfer-encoding" not in headers
 
     async def bounded() -> Message:
-        nonlocal seen
+        nonlocal seen, whole
         message = await receive()
         if message["type"] == "http.request":
             seen += len(message.get("body", b""))
             if seen > most:
                 raise too_long
+            whole = not message.get("more_body", False)
+        elif message["type"] == "http.disconnect" and not whole:
+            raise ClientGone
         return message
 
     return bounded

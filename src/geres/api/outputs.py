@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from geres.api.bodies import read_query
 from geres.api.context import Context
+from geres.api.front import MOST_OUTPUT_BYTES
 from geres.api.peers import Streams
 from geres.api.request import Request, answer_struct
 from geres.api.waiting import no_task_id
@@ -26,7 +27,6 @@ from geres.store import tasks
 from geres.store.tasks import Kept
 
 _PIECE_BYTES = 64 << 10
-_MOST_UPLOAD_BYTES = 16 << 30
 _MOST_TAIL_BYTES = 64 << 20
 _MOST_ATTEMPT = (1 << 31) - 1
 #: Only for an agent of an earlier version, which does not say where what there is so far ends.
@@ -215,5 +215,5 @@ async def put_output(
     if place.attempt != attempt or not place.state.on_node:
         raise StaleAttempt(f"attempt {attempt} of task {show_task(task)} is over", attempt=attempt)
     key = output_key(task, attempt, stream)
-    await request.context.blobs.write(key, request.stream(), _MOST_UPLOAD_BYTES)
+    await request.context.blobs.write(key, request.stream(), MOST_OUTPUT_BYTES)
     return answer_struct({"blob": key})
