@@ -10,7 +10,7 @@ from geres.errors import Changed, Conflict, Denied, Invalid, JobFinished, NotFou
 from geres.model.jobs import ArraySpec, Job, JobPatch
 from geres.model.states import TaskState
 from geres.model.tasks import TaskSpec
-from geres.store import arrays, doctor, jobs
+from geres.store import arrays, doctor, jobs, task_actions
 from geres.store.ends import free_children_of_jobs
 from geres.store.jobs import JobQuery
 from tests.store.world import SECOND, World, ended, key
@@ -149,6 +149,23 @@ def test_cancelling_an_array_makes_no_more_rows(world: World) -> None:
 
     assert (found.state, found.counts.cancelled, found.counts.not_yet) == ("cancelled", 10_000, 0)
     assert world.db.call(arrays.arrays_to_unfold) == []
+    check(world)
+
+
+def test_tasks_that_wait_for_cancelled_ones_are_freed_or_skipped(world: World) -> None:
+    job = world.job(max_parallel=1)
+    inside = world.submit(3, job=job)
+    other = world.job()
+    needs = world.submit(job=other, after=[inside[0]])[0]
+    held = world.submit(job=job)[0]
+    world.db.call(task_actions.hold, world.ann, [key(held)], now_us=world.now_us)
+
+    found = cancel(world, job)
+
+    assert (found.state, found.counts.cancelled) == ("cancelled", 4)
+    assert [world.state(one) for one in (*inside, held)] == ["cancelled"] * 4
+    assert (world.state(needs), world.task(needs)["reason"]) == ("skipped", "parent_failed")
+    assert [number for number, *_ in world.results(job)] == [1, 2, 3, 4]
     check(world)
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from geres.model.ids import job_of, show_task
@@ -106,7 +106,7 @@ def record(tx: Tx, ends: Sequence[End], *, now_us: int) -> Ended:
             finals[job_of(end.task_id)].append(end)
     jobs, ended_jobs, rows = {}, [], []
     for job_id in sorted(finals):
-        last, ended = _count(tx, job_id, finals[job_id], now_us)
+        last, ended = _count_ends(tx, job_id, finals[job_id], now_us)
         jobs[job_id] = last
         if ended:
             ended_jobs.append(job_id)
@@ -122,6 +122,23 @@ def record(tx: Tx, ends: Sequence[End], *, now_us: int) -> Ended:
     return Ended(final_ids, jobs, ended_jobs, len(freed))
 
 
+def cancel_waiting(
+    tx: Tx, job_id: int, task_ids: Sequence[int], *, reason: str, message: str, now_us: int
+) -> list[int]:
+    """Cancel those of the job's tasks that wait and for which nothing waits.  Returns which.
+
+    As `record` does it, but in the database alone, which is ten times as fast for very many.
+    """
+    ids = [key for key, is_parent in tx.rows("lock_waiting", task_ids=sorted(task_ids)) if not is_parent]
+    if not ids:
+        return ids
+    end = {"state": TaskState.CANCELLED, "reason": reason, "message": message, "now_us": now_us}
+    last, _ = _count(tx, job_id, {"cancelled": len(ids)}, now_us=now_us)
+    tx.run("add_ends_without_attempt", task_ids=ids, before=last - len(ids), **end)
+    tx.run("end_waiting", task_ids=ids, **end)
+    return ids
+
+
 def wake_lanes(tx: Tx, task_ids: Iterable[int]) -> None:
     """Set the hint of the lanes in which these tasks are queued now.  After the locks on jobs, as a submit
     takes them."""
@@ -129,22 +146,39 @@ def wake_lanes(tx: Tx, task_ids: Iterable[int]) -> None:
         tx.run("wake_lanes_of_tasks", task_ids=ids)
 
 
-def _count(tx: Tx, job_id: int, ends: list[End], now_us: int) -> tuple[int, bool]:
-    """(the job's last finish number, whether the job ended with it)."""
-    counts = dict.fromkeys(_COUNTED, 0)
-    for end in ends:
-        counts[end.state] += 1
+def _count_ends(tx: Tx, job_id: int, ends: list[End], now_us: int) -> tuple[int, bool]:
+    """As `_count`, of these tasks."""
+    counts = Counter(end.state for end in ends)
+    for_parents = sum(end.reason == Reason.PARENT_FAILED for end in ends)
     # A start that was reported together with its end is not written as such.
     started_at = now_us if any(end.started_at is not None for end in ends) else None
-    row = tx.one("count_ends", job_id=job_id, n=len(ends), started_at=started_at, **counts)
+    return _count(tx, job_id, counts, now_us=now_us, started_at=started_at, for_parents=for_parents)
+
+
+def _count(
+    tx: Tx,
+    job_id: int,
+    counts: Mapping[str, int],
+    *,
+    now_us: int,
+    started_at: int | None = None,
+    for_parents: int = 0,
+) -> tuple[int, bool]:
+    """(the job's last finish number, whether the job ended) with so many more tasks in each final state.
+
+    `for_parents` of them were skipped for a parent.
+    """
+    n = sum(counts.values())
+    more = {state: counts.get(state, 0) for state in _COUNTED}
+    row = tx.one("count_ends", job_id=job_id, n=n, started_at=started_at, **more)
     if row is None:
-        raise ValueError(f"job {job_id} of task {show_task(ends[0].task_id)} does not exist")
-    last = int(row["before"]) + len(ends)
+        raise ValueError(f"job {job_id} does not exist")
+    last = int(row["before"]) + n
     done = row["open"] == 0 and (row["state"] == JobState.CLOSING or row["on_all_complete"] == "terminate")
     if done and (row["reason"] or "").startswith(CANCELLED):
         end_job(tx, job_id, row, reason=row["reason"], now_us=now_us, state=JobState.CANCELLED)
     elif done:
-        end_job(tx, job_id, row, reason="all_complete", now_us=now_us, with_ends=ends)
+        end_job(tx, job_id, row, reason="all_complete", now_us=now_us, for_parents=for_parents)
     return last, done
 
 
@@ -156,13 +190,12 @@ def end_job(
     reason: str,
     now_us: int,
     state: JobState = JobState.COMPLETED,
-    with_ends: Sequence[End] = (),
+    for_parents: int = 0,
 ) -> None:
     """Move a job with no open task to its final state, with the outcome that its counts give.
 
-    `with_ends` are counted already, and their tasks not written yet.  Skipped for a parent is a failure.
+    `for_parents` tasks are counted already as skipped for a parent, which is a failure, and not written yet.
     """
-    for_parents = sum(end.reason == Reason.PARENT_FAILED for end in with_ends)
     if counts["skipped"]:
         for_parents += int(tx.value("skipped_for_parents", job_id=job_id))
     bad = counts["failed"] + counts["cancelled"] + for_parents

@@ -16,7 +16,7 @@ from geres.model.states import JobState, Outcome, Reason
 from geres.model.units import rfc3339
 from geres.store import below, show
 from geres.store.database import Row, Tx
-from geres.store.ends import CANCELLED, end_job
+from geres.store.ends import CANCELLED, cancel_waiting, end_job
 from geres.store.job_counts import counts_of_jobs
 from geres.store.sharing import set_cap
 from geres.store.sql import statements
@@ -25,6 +25,7 @@ from geres.store.tasks import find_job_id, may_change
 
 #: Tasks that one transaction changes.
 PIECE = 1000
+CANCEL_PIECE = 5000
 _LAST = (1 << 32) - 1
 _ALL = Caller(0, "", "", "admin")
 
@@ -264,17 +265,28 @@ def cancel_piece(tx: Tx, job_id: int, *, now_us: int) -> tuple[Done, bool]:
 
     Returns what was done, and whether more can be done at once (what runs has been asked to end).
     """
+    done = Done()
     row = tx.one("job_to_cancel", job_id=job_id)
     if row is None:
-        return Done(), False
-    who = msgspec.structs.replace(_ALL, tenant_id=row["tenant_id"])
-    keys = [found[0] for found in tx.rows("tasks_to_cancel", **_range(job_id), limit=PIECE)]
+        return done, False
+    keys = [key for (key,) in tx.rows("tasks_to_cancel", job_id=job_id, limit=CANCEL_PIECE)]
+    if not keys:
+        if end_if_done(tx, job_id, now_us=now_us):
+            done.jobs.add(job_id)
+        return done, False
     _, _, why = row["reason"].partition(": ")
-    text = f"the job was cancelled: {why}" if why else "the job was cancelled"
-    done = cancel(tx, who, keys, now_us=now_us, message=text, reason=Reason.JOB_CANCELLED)
-    if not keys and end_if_done(tx, job_id, now_us=now_us):
-        done.jobs.add(job_id)
-    return done, len(keys) == PIECE or bool(keys)
+    reason, message = (
+        Reason.JOB_CANCELLED,
+        f"the job was cancelled: {why}" if why else "the job was cancelled",
+    )
+    ended = cancel_waiting(tx, job_id, keys, reason=reason, message=message, now_us=now_us)
+    others = sorted(set(keys).difference(ended))
+    if others:  # on nodes, or with children
+        who = msgspec.structs.replace(_ALL, tenant_id=row["tenant_id"])
+        done = cancel(tx, who, others, now_us=now_us, message=message, reason=reason)
+    done.task_ids += ended
+    done.jobs.add(job_id)
+    return done, True
 
 
 def disable(
@@ -306,7 +318,7 @@ def stop_piece(tx: Tx, job_id: int, *, now_us: int) -> tuple[Done, bool]:
     stop = tx.value("stop_of_job", job_id=job_id)
     if stop is None:
         return done, False
-    rows = tx.all("tasks_to_stop", **_range(job_id), limit=PIECE)
+    rows = tx.all("tasks_to_stop", job_id=job_id, limit=PIECE)
     ask(tx, rows, stop, done, message="its job was disabled", now_us=now_us)
     done.task_ids = [row["id"] for row in rows]
     return done, len(rows) == PIECE

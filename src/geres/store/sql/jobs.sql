@@ -114,12 +114,18 @@ SELECT id, tenant_id, reason FROM job
  WHERE id = :job_id AND state = 'closing' AND reason LIKE 'job_cancelled%'
 
 -- name: tasks_to_cancel
--- Those that wait, and those on a node that have not been asked yet.
-SELECT id FROM task
- WHERE id >= :first AND id <= :last
-   AND state IN ('blocked', 'queued', 'held', 'assigned', 'running', 'suspended')
-   AND (node_id IS NULL OR asked IS NULL OR asked <> 'cancel')
- ORDER BY id LIMIT :limit
+-- Those that wait, and those on a node that have not been asked yet; each by its own index, so that nothing
+-- is read of the many that have ended.
+SELECT id FROM (
+    SELECT id FROM task
+     WHERE lane_id IN (SELECT lane.id FROM lane WHERE lane.job_id = :job_id) AND state = 'queued'
+    UNION ALL
+    SELECT id FROM task WHERE job_id = :job_id AND state IN ('blocked', 'held')
+    UNION ALL
+    SELECT id FROM task
+     WHERE lane_id IN (SELECT lane.id FROM lane WHERE lane.job_id = :job_id) AND node_id IS NOT NULL
+       AND (asked IS NULL OR asked <> 'cancel')
+) AS open LIMIT :limit
 
 -- name: stop_disabled
 UPDATE job SET stop = CAST(:stop AS TEXT) WHERE id = :job_id AND state = 'disabled'
@@ -138,7 +144,7 @@ SELECT job.id FROM job
 
 -- name: tasks_to_stop
 SELECT id, node_id FROM task
- WHERE id >= :first AND id <= :last AND node_id IS NOT NULL
+ WHERE lane_id IN (SELECT lane.id FROM lane WHERE lane.job_id = :job_id) AND node_id IS NOT NULL
    AND (asked IS NULL OR asked NOT IN ('cancel', 'requeue'))
  ORDER BY id LIMIT :limit
 /* for update */

@@ -174,6 +174,23 @@ UPDATE task
   FROM json_each(:batch) AS batch
  WHERE task.id = CAST(batch.value->>0 AS BIGINT)
 
+-- name: lock_waiting
+SELECT id, is_parent FROM task
+ WHERE id IN ids(:task_ids) AND state IN ('blocked', 'queued', 'held') AND node_id IS NULL ORDER BY id
+/* for update */
+
+-- name: add_ends_without_attempt
+INSERT INTO attempt (task_id, attempt, round, job_id, finish_no, state, reason, message, ended_at)
+SELECT id, 0, round, job_id, :before + row_number() OVER (ORDER BY id), :state, :reason, :message, :now_us
+  FROM task WHERE id IN ids(:task_ids)
+
+-- name: end_waiting
+UPDATE task
+   SET state = :state, reason = :reason, message = CAST(:message AS TEXT), exit_code = NULL, signal = NULL,
+       started_at = NULL, ended_at = :now_us,
+       previous_state = state, previous_since = state_since, state_since = :now_us, waits_on = 0
+ WHERE id IN ids(:task_ids)
+
 -- name: end_job
 UPDATE job
    SET state = :state, reason = :reason, outcome = :outcome, previous_state = state, previous_since = state_since,
