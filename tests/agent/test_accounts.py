@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import stat
 import tempfile
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from geres.agent.accounts import Account, Accounts, Refused, account_of, decide, group_of
+from geres.agent.ends import Unreadable
 from geres.agent.link import socket_path
+from geres.agent.named import open_named
 from geres.agent.process import explain_note, spawn_as
 from tests.agent.world import Agent, Server, until
 from tests.conftest import missing
@@ -54,6 +58,17 @@ def test_root_and_unknown_accounts_are_refused_unless_the_map_names_them() -> No
     assert "no account 'none'" in refusal("ann", ann="none")
     assert choose("root", root="root") is None
     assert choose("ann", everybody="root") is None
+
+
+def test_a_user_is_no_account_of_a_part_of_the_name_or_of_its_number() -> None:
+    numbered = KNOWN | {str(one.uid): one for one in KNOWN.values()}
+    for subject in ("ann lee", "1001", "0"):
+        for own in (ROOT, ANN):
+            with pytest.raises(Refused):
+                decide(subject, None, None, {}, own, numbered.get, GROUPS.get)
+    assert decide("zoe", None, None, {"zoe": "1001"}, ROOT, numbered.get, GROUPS.get) == ANN
+    assert decide("zoe", None, None, {"*": "1001"}, ANN, numbered.get, GROUPS.get) is None
+    assert choose("ann lee", **{"ann lee": "bob"}) == BOB
 
 
 def test_another_account_is_given_only_where_the_map_lists_it_or_to_root() -> None:
@@ -287,6 +302,64 @@ async def test_no_library_of_the_account_is_loaded_with_our_rights(
     assert games is not None
     writers = {path.stat().st_uid for path in said.iterdir()}
     assert writers == {games.uid}
+
+
+async def test_what_an_account_writes_among_the_launchers_notes_harms_only_its_own_task(
+    server: Server, agent: Agent, place: Path
+) -> None:
+    """A library of its own, loaded into the launcher, has the notes open, and may pass them on."""
+
+    async def blocked_notes(number: int, subject: str) -> tuple[int, Path]:
+        """The notes of a launcher that waits for a reader of its output file, and that file."""
+        account = account_of(subject)
+        assert account is not None
+        fifo = place / f"{subject}.fifo"
+        os.mkfifo(fifo)
+        os.chown(fifo, account.uid, account.gid)
+        await server.assign(server.spec("true", stdout=str(fifo)), number, submitted_by=subject)
+        await server.start_of(number)
+        pids = {task & 0xFFFFFFFF: pid for task, _, pid, *_ in agent.supervisor()["running"]}
+        notes = f"/proc/{pids[number]}/fd/3"
+        until(lambda: os.stat(notes).st_uid == 0 and Path(f"/proc/{pids[number]}/comm").read_text() == "sh\n")
+        return os.open(notes, os.O_RDWR | os.O_APPEND), fifo
+
+    notes, fifo = await blocked_notes(1, "games")
+    os.write(notes, b"\xff\xfe\no 99999999999999999999999\nx 1\ne -7\no\n")
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert (await server.end_of(1)).outcome == "succeeded"
+
+    others, fifo = await blocked_notes(2, "nobody")
+    assert os.fstat(others).st_ino != os.fstat(notes).st_ino
+    second = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    assert (await server.end_of(2)).outcome == "succeeded"
+    for fd in (notes, reader, others, second):
+        os.close(fd)
+
+
+def test_what_is_no_file_of_the_account_is_not_even_opened(tmp_path: Path) -> None:
+    """To open a device may set it off; a FIFO shows whether it was opened."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: os.close(os.open(fifo, os.O_WRONLY)), daemon=True)
+    writer.start()
+    until(lambda: _state_of(writer) == "S")
+    for owner in (None, os.getuid()):
+        with pytest.raises(Unreadable):
+            open_named(os.fsencode(fifo), owner)
+    writer.join(0.3)
+    assert writer.is_alive()
+    os.close(os.open(fifo, os.O_RDONLY))
+    writer.join(10)
+    file = tmp_path / "file"
+    file.write_text("mine\n")
+    os.close(open_named(os.fsencode(file), os.getuid()))
+    with pytest.raises(Unreadable):
+        open_named(os.fsencode(file), os.getuid() + 1)
+
+
+def _state_of(thread: threading.Thread) -> str:
+    time.sleep(0.01)
+    return Path(f"/proc/self/task/{thread.native_id}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_an_account_that_cannot_be_taken_is_no_end_of_the_task(tmp_path: Path) -> None:

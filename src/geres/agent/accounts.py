@@ -52,11 +52,13 @@ def decide(
     `accounts` has subjects, or `*`, and the names of the accounts that they may use, the first of which is
     taken where none is asked for; without an entry it is the one of the same name.  Raises Refused.
     """
-    listed = accounts.get(subject) or accounts.get("*")
-    names = (listed or subject).split() or [subject]
+    listed = (accounts.get(subject) or accounts.get("*") or "").split()
+    names = listed or [
+        subject
+    ]  # as it is: who is called `ann lee` is not ann, and `1001` is no account's number
     if own.uid != 0:
         wanted = user or names[0]
-        if wanted not in names or wanted not in (own.name, str(own.uid)):
+        if wanted not in names or wanted not in ((own.name, str(own.uid)) if listed else (own.name,)):
             raise Refused(
                 f"this node runs tasks of its own account {own.name} only, not of {wanted!r}: "
                 "start its agent as root, or with --trust-submitters"
@@ -64,8 +66,10 @@ def decide(
         if group is not None and find_group(group) != own.gid:
             raise Refused(f"group: this node cannot change to {group!r}, for its agent is not root")
         return None
+    if not listed and subject.isdigit():
+        raise Refused(f"the user {subject} has no account's name: map it in agent.accounts of the node")
     account = _existing(names[0], subject, find)
-    if account.uid == 0 and listed is None:
+    if account.uid == 0 and not listed:
         raise Refused(
             "tasks do not run as root here: submit as another user, or map it in agent.accounts of the node"
         )

@@ -22,6 +22,8 @@ T = TypeVar("T")
 Named = tuple[str, bytes, int, int | None]
 STREAMS = {"o": "stdout", "e": "stderr"}
 _PATIENCE_SECONDS = 5.0
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+_LOOK = os.O_PATH | os.O_CLOEXEC if hasattr(os, "O_PATH") else _READ  #: without opening it, where that can be
 _MOST_HANGING = 16  #: threads that may wait for such disks
 
 
@@ -85,14 +87,17 @@ class SlowDisks:
 def open_named(path: bytes, owner: int | None) -> int:
     """A descriptor to read a file that a task wrote.  May hang.  Raises Unreadable, OSError.
 
-    A task of another account could put a link to a file of ours there: we read only what is its own.
+    A task of another account could put a link to a file of ours there, or to a device, which some programs
+    set off by opening it: we look at it first, and open only what is a file of its own.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    found = os.fstat(fd)
-    if stat.S_ISREG(found.st_mode) and owner in (None, found.st_uid):
-        return fd
-    os.close(fd)
-    raise Unreadable("it is no file of the task's account")
+    seen = os.open(path, _LOOK)
+    try:
+        found = os.fstat(seen)
+        if not (stat.S_ISREG(found.st_mode) and owner in (None, found.st_uid)):
+            raise Unreadable("it is no file of the task's account")
+        return os.open(f"/proc/self/fd/{seen}", _READ) if _LOOK is not _READ else os.dup(seen)
+    finally:
+        os.close(seen)
 
 
 def _last_part(path: bytes, owner: int | None, begin: int) -> tuple[int, bytes]:

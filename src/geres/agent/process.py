@@ -252,13 +252,18 @@ def _no_interpreter(program: bytes) -> str:
     return f"{show(program)} names an interpreter in its first line that does not exist"
 
 
-def parse_notes(notes: str) -> tuple[dict[str, int], str]:
-    """Where this attempt's output begins in "o" and "e", for what was opened so far; and what failed."""
+def parse_notes(notes: bytes) -> tuple[dict[str, int], str]:
+    """Where this attempt's output begins in "o" and "e", for what was opened so far; and what failed.
+
+    A library of the task's may have written there too: what makes no sense is passed over.
+    """
     begins = {}
-    *lines, failed = notes.split("\n")
+    *lines, failed = notes.decode("utf-8", "replace").split("\n")
     for line in lines:
         stream, _, begin = line.partition(" ")
-        begins[stream] = int(begin)
+        digits = begin == "-1" or (begin.isascii() and begin.isdigit())
+        if stream in ("o", "e") and digits and len(begin) < 19:
+            begins[stream] = int(begin)
     return begins, failed
 
 
@@ -278,7 +283,7 @@ def explain_note(
         return Unstartable("not_found", f"no program {show(argv[0])}", NOT_FOUND)
     if note == "become":
         return Unstartable("no_account", "the node could not change to the task's account", 125)
-    return Unstartable("internal", f"the launcher could not set up its {note}", 125)
+    return Unstartable("internal", f"the launcher could not set up its {note[:40]!r}", 125)
 
 
 def no_cwd(cwd: bytes, why: str) -> Unstartable:

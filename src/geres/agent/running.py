@@ -379,7 +379,7 @@ class Running:
         if attempt.notes is None or not attempt.named:
             return [], True
         captures = self.starter.captures
-        attempt.begins, _ = parse_notes(captures.tail(attempt.notes, captures.size(attempt.notes)).decode())
+        attempt.begins, _ = parse_notes(captures.tail(attempt.notes, captures.size(attempt.notes)))
         found = attempt.named_in(None)
         return found, len(found) == len(attempt.named)
 
@@ -389,8 +389,9 @@ class Running:
             return None
         captures = self.starter.captures
         size = captures.size(attempt.notes)
-        begins, failed = parse_notes(captures.tail(attempt.notes, size).decode())
-        captures.give_back(attempt.notes, size, alone)
+        begins, failed = parse_notes(captures.tail(attempt.notes, size))
+        # another account may have handed it to somebody whom we do not see: nobody else gets it
+        captures.give_back(attempt.notes, size, alone and attempt.spec.account is None)
         attempt.notes = None
         if not failed:
             attempt.begins = begins
