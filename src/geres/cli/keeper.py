@@ -31,7 +31,7 @@ _START_SECONDS = 60.0
 _NODE_SECONDS = 10.0
 _SERVER_STOP_SECONDS = 15.0
 _AGENT_STOP_SECONDS = 15.0  #: beyond the time that it gives its tasks
-_KILL_SECONDS = 5.0
+_KILL_SECONDS = 10.0  #: an agent that hurries ends its tasks and tells the server, with a bound for each
 _SUPERVISOR_GRACE_SECONDS = 5.0
 _SUPERVISOR_STOP_SECONDS = 10.0
 _LARGEST_LOG_BYTES = 64 << 20
@@ -254,22 +254,25 @@ class Keeper:
             if part.name == "agent":
                 seconds = self._drain_seconds + _AGENT_STOP_SECONDS
             part.signal(signal.SIGTERM)
-            if not self._gone(part, seconds):
-                part.signal(signal.SIGTERM)
-                if not self._gone(part, _KILL_SECONDS, hurried=True):
-                    self._say(f"the {part.name} does not stop; it is killed")
-                    part.signal(signal.SIGKILL)
-                    assert part.process is not None
-                    part.process.wait()
+            if not (self._gone(part, seconds) or self._gone(part, _KILL_SECONDS, hurried=True)):
+                self._say(f"the {part.name} does not stop; it is killed")
+                part.signal(signal.SIGKILL)
+                assert part.process is not None
+                part.process.wait()
         end_supervisor(self._home)
 
     def _gone(self, part: Part, seconds: float, *, hurried: bool = False) -> bool:
-        """Wait until the part has ended; give up after `seconds`, or when another signal comes."""
+        """Wait until the part has ended; give up after `seconds`, or when another signal comes.
+
+        A hurried one is told again and again: two signals that wait for it together are one to it.
+        """
         deadline = time.monotonic() + seconds
         while part.process is not None and part.process.poll() is None:
             left = deadline - time.monotonic()
             if left <= 0 or (self._stops > 1 and not hurried):
                 return False
+            if hurried:
+                part.signal(signal.SIGTERM)
             self._sleep(min(left, 0.5))
         return True
 
@@ -316,8 +319,8 @@ class Keeper:
             yield
         finally:
             signal.set_wakeup_fd(old)
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for number, handler in before.items():  # `down --now` tells us again, also in our last moment
+                signal.signal(number, signal.SIG_IGN if handler is signal.SIG_DFL else handler)
 
 
 def end_supervisor(home: Path) -> None:

@@ -28,6 +28,7 @@ _SHARED_HOME = "/var/lib/geres"
 _BACKLOG = 4096
 _DETACH_SECONDS = 90.0
 _DOWN_SECONDS = 120.0
+_HURRY_SECONDS = 0.2  #: between two signals of `down --now`
 _TELL_SECONDS = 5.0  #: between two lines on what a stop waits for
 
 
@@ -346,16 +347,18 @@ def _stop(home: Path, *, now: bool) -> bool:
             return False
     for _, pid in keeper:
         _kill(pid, signal.SIGTERM)
-        if now:
-            _kill(pid, signal.SIGTERM)
     began = time.monotonic()
-    deadline, tell_at = began + _DOWN_SECONDS, began + _TELL_SECONDS
+    deadline, tell_at, hurry_at = began + _DOWN_SECONDS, began + _TELL_SECONDS, began + _HURRY_SECONDS
     try:
         while any(is_alive(pid) for _, pid in keeper) or homes.is_locked(home):
             if time.monotonic() > deadline:
                 raise Unreachable(
                     f"process {keeper[0][1]} does not stop; its log is {home / 'logs' / 'up.log'}"
                 )
+            if now and time.monotonic() > hurry_at:  # again: two signals that wait for it together are one
+                hurry_at += _HURRY_SECONDS
+                for _, pid in keeper:
+                    _kill(pid, signal.SIGTERM)
             if not now and time.monotonic() > tell_at:
                 tell_at += _TELL_SECONDS
                 waits = running_tasks(home) or "its parts end"
