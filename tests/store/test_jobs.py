@@ -180,7 +180,7 @@ def test_a_job_over_its_time_limit_is_cancelled(world: World) -> None:
     world.now_us += SECOND
     assert world.db.call(jobs.cancel_over_time, now_us=world.now_us) == [int(job)]
 
-    assert world.db.call(jobs.being_cancelled) == [int(job)]
+    assert world.db.call(jobs.todo, now_us=world.now_us).to_cancel == {int(job)}
     world.db.call(jobs.cancel_piece, int(job), now_us=world.now_us)
     world.turn(node, 0, ended=[ended(task[0], 1, "cancelled")])
     assert get(world, job).state == "cancelled"
@@ -206,12 +206,12 @@ def test_disabling_can_stop_what_runs(world: World, asked: str, state: str) -> N
     node = world.connect()
     world.assign(node)
     world.db.call(jobs.disable, world.ann, int(job), reason=None, now_us=world.now_us, stop=asked)
-    assert world.db.call(jobs.to_stop) == [int(job)]
+    assert world.db.call(jobs.todo, now_us=world.now_us).to_stop == [int(job)]
 
     done, more = world.db.call(jobs.stop_piece, int(job), now_us=world.now_us)
 
     assert not more
-    assert world.db.call(jobs.to_stop) == []
+    assert world.db.call(jobs.todo, now_us=world.now_us).to_stop == []
     assert done.asked_nodes == {node.node_id}
     assert world.task(f"{job}.1")["asked"] == asked
     world.turn(node, 0, ended=[ended(f"{job}.{n}", 1, "cancelled") for n in (1, 2)])
@@ -225,7 +225,7 @@ def test_disabling_lets_what_runs_go_on_where_nothing_else_was_said(world: World
 
     world.db.call(jobs.disable, world.ann, int(job), reason=None, now_us=world.now_us)
 
-    assert world.db.call(jobs.to_stop) == []
+    assert world.db.call(jobs.todo, now_us=world.now_us).to_stop == []
     assert world.db.call(jobs.stop_piece, int(job), now_us=world.now_us)[0].asked_nodes == set()
 
 

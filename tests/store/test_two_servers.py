@@ -157,7 +157,7 @@ def test_what_a_turn_assigns_while_its_job_is_disabled_is_stopped_too(two: Two) 
     given, seen = two.at_once(take_turn(world, node, 5), disable)
 
     assert (len(given.assigned), seen) == (5, 0)
-    assert world.db.call(jobs.to_stop) == [int(job)]  # the loop looks again
+    assert world.db.call(jobs.todo, now_us=world.now_us).to_stop == [int(job)]  # the loop looks again
     assert len(world.db.call(jobs.stop_piece, int(job), now_us=world.now_us)[0].task_ids) == 5
 
 

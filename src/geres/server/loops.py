@@ -68,21 +68,24 @@ class JobEnder:
     async def step(self) -> bool:
         db, clock, waiters = self._context.db, self._context.clock, self._context.waiters
         more = False
-        over = await db.run_as(Order.LOOP, jobs.cancel_over_time, now_us=clock())
-        for job_id in {*over, *await db.read(jobs.being_cancelled)}:
+        todo = await db.read(jobs.todo, now_us=clock())
+        if todo.over_time:
+            todo.to_cancel.update(await db.run_as(Order.LOOP, jobs.cancel_over_time, now_us=clock()))
+        for job_id in todo.to_cancel:
             done, more_here = await db.run_as(Order.LOOP, jobs.cancel_piece, job_id, now_us=clock())
             waiters.task_ended(done.task_ids)
             waiters.job_changed(done.jobs)
             if done.asked_nodes:
                 self._context.dispatcher.asked(done.asked_nodes)
             more = more or more_here
-        for job_id in await db.read(jobs.to_stop):
+        for job_id in todo.to_stop:
             done, more_here = await db.run_as(Order.LOOP, jobs.stop_piece, job_id, now_us=clock())
             waiters.task_ended(done.task_ids)
             self._context.dispatcher.asked(done.asked_nodes)
             more = more or more_here
-        waiters.job_changed(await db.run_as(Order.LOOP, jobs.end_done_jobs, now_us=clock()))
-        for free in (ends.free_children_of_jobs, ends.free_children_of_tasks):
+        if todo.to_end:
+            waiters.job_changed(await db.run_as(Order.LOOP, jobs.end_done_jobs, now_us=clock()))
+        for free in (ends.free_children_of_jobs, ends.free_children_of_tasks) if todo.to_free else ():
             freed, more_here = await db.run_as(Order.LOOP, free, now_us=clock())
             more = more or more_here
             if freed.task_ids:

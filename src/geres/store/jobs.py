@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +29,16 @@ PIECE = 1000
 CANCEL_PIECE = 5000
 _LAST = (1 << 32) - 1
 _ALL = Caller(0, "", "", "admin")
+
+
+class Todo(NamedTuple):
+    """What jobs wait for, see `todo`."""
+
+    to_cancel: set[int]  #: jobs whose cancel has begun and still has tasks to end
+    to_stop: list[int]  #: disabled ones with tasks on nodes that were not asked yet to end
+    over_time: bool
+    to_end: bool
+    to_free: bool  #: tasks wait for tasks or jobs that have ended
 
 
 class JobDetailQuery(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -304,11 +315,6 @@ def disable(
     return get_short(tx, job_id)
 
 
-def to_stop(tx: Tx, *, limit: int = 100) -> list[int]:
-    """Disabled jobs with tasks on nodes that were not asked yet to end: a turn was just assigning them."""
-    return [row[0] for row in tx.rows("jobs_to_stop", limit=limit)]
-
-
 def stop_piece(tx: Tx, job_id: int, *, now_us: int) -> tuple[Done, bool]:
     """Ask the next tasks of a disabled job that are on nodes to end, or to be queued again.
 
@@ -354,6 +360,21 @@ def end_if_done(tx: Tx, job_id: int, *, now_us: int) -> bool:
     return True
 
 
+def todo(tx: Tx, *, now_us: int, limit: int = 100) -> Todo:
+    """What the server's loop has to do for jobs; a read, so that an idle cluster costs little."""
+
+    def ids(name: str, most: int = limit, **parameters: int) -> list[int]:
+        return [row[0] for row in tx.rows(name, limit=most, **parameters)]
+
+    return Todo(
+        to_cancel=set(ids("jobs_being_cancelled")),
+        to_stop=ids("jobs_to_stop"),
+        over_time=bool(ids("jobs_over_time", 1, now_us=now_us)),
+        to_end=bool(ids("jobs_to_end", 1)),
+        to_free=bool(ids("jobs_with_done_children", 1) or ids("parents_to_free", 1)),
+    )
+
+
 def end_done_jobs(tx: Tx, *, now_us: int, limit: int = 100) -> list[int]:
     """End the jobs that want to and have no open task.  Returns those that ended."""
     ids = [row[0] for row in tx.rows("jobs_to_end", limit=limit)]
@@ -371,11 +392,6 @@ def cancel_over_time(tx: Tx, *, now_us: int, limit: int = 100) -> list[int]:
             _begin_cancel(tx, row, "over its time limit", now_us)
             begun.append(job_id)
     return begun
-
-
-def being_cancelled(tx: Tx, *, limit: int = 100) -> list[int]:
-    """Jobs whose cancel has begun and still has tasks to end."""
-    return [row[0] for row in tx.rows("jobs_being_cancelled", limit=limit)]
 
 
 def _move(tx: Tx, row: Row, state: JobState, reason: str | None, now_us: int) -> None:
