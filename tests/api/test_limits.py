@@ -43,6 +43,16 @@ def test_who_asks_too_often_is_told_when_to_ask_again(slow_api: Api) -> None:
     assert made.status == 403  # another token has an allowance of its own
 
 
+def test_a_token_that_is_written_otherwise_has_no_other_allowance(slow_api: Api) -> None:
+    token, statuses = slow_api.token, []
+    for n in range(14):
+        written = f"{('Bearer', 'bearer', 'BEARER')[n % 3]} {' ' * n}{token}"
+        answer = slow_api.call("GET", "/v1/whoami", token=None, headers={"Authorization": written})
+        statuses.append(answer.status)
+    assert statuses[0] == 200
+    assert 429 in statuses
+
+
 def test_the_client_waits_until_it_may_ask_again(slow_api: Api) -> None:
     with Client(slow_api.url, slow_api.token) as client:
         assert [client.whoami().role for _ in range(5)] == ["admin"] * 5
@@ -69,6 +79,29 @@ def test_trying_tokens_out_is_slow_and_does_not_keep_others_out(
     assert (refused.status, refused.error["code"]) == (429, "rate_limited")
     assert api.call("GET", "/v1/whoami").status == 200
     assert len(api.get("/v1/audit", result="unauthenticated", limit=1000)["items"]) < 160
+
+
+def test_whoever_tries_tokens_out_keeps_nobody_out_who_was_let_in_or_comes_from_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(auth, "_FREE_FAILURES", 3)
+    monkeypatch.setattr(auth, "_FAILURES_A_SECOND", 0.001)
+    monkeypatch.setattr(auth, "_SLOWED_SECONDS", 0.01)
+    monkeypatch.setattr(auth, "REMEMBER_SECONDS", 0.0)
+    with Api(tmp_path / "home") as api:
+        fresh, gone = (api.post("/v1/tokens", {"name": name}) for name in ("fresh", "gone"))
+        assert {api.call("GET", "/v1/whoami", token=f"t{n}").status for n in range(6)} == {401}
+        monkeypatch.setattr(auth, "_MOST_SLOWED", 0)  # as many wait as may wait
+
+        assert api.call("GET", "/v1/whoami", token="u").status == 429
+        assert api.call("GET", "/v1/whoami", token=fresh["token"]).status == 429  # as good as the others
+        assert api.call("GET", "/v1/whoami").status == 200
+        api.post(f"/v1/tokens/{gone['id']}/revoke")  # all are looked up again
+        assert api.call("GET", "/v1/whoami").status == 200
+        connection = http.client.HTTPConnection("127.0.0.1", api.port, 10, source_address=("127.0.0.9", 0))
+        with closing(connection):
+            connection.request("GET", "/v1/whoami", headers={"Authorization": f"Bearer {fresh['token']}"})
+            assert connection.getresponse().status == 200
 
 
 def test_what_needs_no_token_cannot_be_asked_without_end(
@@ -110,6 +143,29 @@ def test_a_revoked_token_is_refused_at_once_and_elsewhere_within_seconds(
     while _status(api, second["token"]) != 401:
         assert time.monotonic() < until
         threading.Event().wait(0.05)
+
+
+def test_a_token_that_was_revoked_elsewhere_gives_nobody_rights_that_last(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auth, "REMEMBER_SECONDS", 600.0)
+    made = api.post("/v1/tokens", {"name": "a"})
+    assert _status(api, made["token"]) == 200
+    with closing(open_database(f"sqlite:{api.home / 'geres.db'}")) as db:  # as another server does it
+        caller = db.call(tokens.find_caller, tokens.token_hash(made["token"]), now_us=time.time_ns() // 1000)
+        db.call(tokens.revoke, caller, made["id"], now_us=time.time_ns() // 1000)
+
+    assert _status(api, made["token"]) == 200  # for a while
+    for path, body in (
+        ("/v1/tokens", {}),
+        (f"/v1/tokens/{made['id']}/rotate", {}),
+        ("/v1/users", {"name": "mia"}),
+        ("/v1/tenants", {"name": "third"}),
+        ("/v1/join-tokens", {}),
+    ):
+        assert api.call("POST", path, body, token=made["token"]).status == 401, path
+    assert [one["name"] for one in api.get("/v1/tokens") if one["name"] == "a"] == []
+    assert api.get("/v1/join-tokens") == []
 
 
 def _status(api: Api, token: str) -> int:
@@ -166,3 +222,19 @@ def test_an_open_stream_ends_with_its_token(
     assert refused.value.response.status_code == 401
     agent()  # whose token is good stays
     assert api.wait(task, "assigned")
+
+
+def test_an_open_stream_ends_when_its_user_gets_another_role(
+    monkeypatch: pytest.MonkeyPatch, api: Api
+) -> None:
+    monkeypatch.setattr(front, "_LOOK_AGAIN_SECONDS", 0.05)
+    api.post("/v1/users", {"name": "mia"})
+    token = api.post("/v1/tokens", {"user": "mia"})["token"]
+    made = api.call("POST", "/v1/tasks", {"task": {"command": ["true"]}}, token=token).good
+    with closing(api.socket(f"/v1/tasks/{made['task']['id']}/attach?stdin=1", token=token)) as attached:
+        assert attached.read()
+        api.call("PATCH", "/v1/users/mia", {"role": "viewer"})
+        with pytest.raises(ConnectionClosed) as closed:
+            attached.read(20)
+    assert closed.value.rcvd is not None
+    assert "another one by now" in closed.value.rcvd.reason

@@ -339,7 +339,7 @@ def test_a_node_that_connects_to_the_other_server_keeps_its_tasks_and_its_follow
     moved.close()
 
 
-@pytest.mark.parametrize("signature", ["", "x", "1.abc", "own", "old", "other path"])
+@pytest.mark.parametrize("signature", ["", "x", "1.abc", "1.\xe9", "own", "old", "other path"])
 def test_only_servers_may_ask_a_server_for_streams(pair: Pair, signature: str) -> None:
     node = pair.agent()
     task = pair.running(node)

@@ -144,6 +144,18 @@ def test_nobody_manages_those_who_may_more(world: World) -> None:
         who(world, mias.token)
 
 
+def test_a_user_has_so_many_good_tokens_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_MOST", 2)
+    user(world, "mia", "user")
+    first, _ = (token(world, caller(world, "admin"), user="mia") for _ in range(2))
+
+    told = refused(Conflict, world, tokens.create, caller(world, "user", "mia"), CreateToken())
+    assert "mia has 2 tokens" in told
+    refused(Conflict, world, tokens.rotate, caller(world, "user", "mia"), first.id, RotateToken())
+    world.db.call(tokens.revoke, caller(world, "user", "mia"), first.id, now_us=world.now_us)
+    token(world, caller(world, "user", "mia"))
+
+
 def test_a_lesser_token_makes_none_that_may_more(world: World) -> None:
     user(world, "boss", "admin")
     less = caller(world, "user", "boss")  # a token of role user of somebody who is an admin

@@ -13,11 +13,25 @@ import psycopg
 import pytest
 
 from geres.api import submitting
+from geres.model.callers import Caller
 from geres.model.jobs import ArraySpec, JobSpec
 from geres.model.states import TaskState
 from geres.model.tasks import SubmitTask, Submitted, TaskSpec
+from geres.model.tenants import CreateToken, CreateUser, EditUser, RotateToken
 from geres.model.wire import Hello
-from geres.store import arrays, ends, jobs, nodes, servers, submit, task_actions, turn, upkeep
+from geres.store import (
+    arrays,
+    ends,
+    jobs,
+    nodes,
+    servers,
+    submit,
+    task_actions,
+    tenants,
+    tokens,
+    turn,
+    upkeep,
+)
 from geres.store.database import Database, Tx, open_database
 from geres.store.invariants import check_invariants
 from geres.store.servers import Introduction
@@ -413,3 +427,21 @@ def test_leases_are_renewed_while_a_turn_is_under_way(two: Two) -> None:
     assert len(done.assigned) == 4
     assert two.waited == 0  # a renewal that waits for turns would wait for each of them
     assert sorted(held) == sorted(node.node_id for node in both)
+
+
+def test_a_token_made_while_its_user_is_demoted_is_of_the_new_role(two: Two) -> None:
+    world = two.world
+    admin = Caller(world.tenant_id, "default", "root", "admin")
+    mia = Caller(world.tenant_id, "default", "mia", "operator")
+    world.db.call(tenants.create_user, admin, CreateUser(name="mia", role="operator"), now_us=world.now_us)
+    old = world.db.call(tokens.create, mia, CreateToken(), now_us=world.now_us)
+    for role, make in (
+        ("user", lambda tx: tokens.create(tx, mia, CreateToken(), now_us=world.now_us)),
+        ("viewer", lambda tx: tokens.rotate(tx, mia, old.id, RotateToken(), now_us=world.now_us)),
+    ):
+        change = EditUser(role=role)
+        _, made = two.at_once(
+            lambda tx, change=change: tenants.edit_user(tx, admin, "mia", change, now_us=world.now_us), make
+        )
+        assert made.role == role
+    assert two.waited == 2

@@ -33,7 +33,8 @@ _ACCOUNT_SECONDS = 10.0
 #: Failures of one address that are answered at once, and how many more each second.
 _FREE_FAILURES = 100
 _FAILURES_A_SECOND = 5.0
-#: Failures beyond that are answered so much later; while this many wait, nobody unknown is looked up.
+#: Failures beyond that are answered so much later; while this many wait, no token is looked up that comes
+#: from such an address and was not good before.
 _SLOWED_SECONDS = 1.0
 _MOST_SLOWED = 256
 #: Of one address without a token: at once, and how many more each second.
@@ -81,19 +82,21 @@ class Auth:
         self._open = Buckets(_OPEN_A_SECOND, _FREE_OPEN)
         self._slowed, self._round = 0, 0
 
-    async def caller(self, headers: dict[bytes, bytes], address: str, uid: int | None = None) -> Caller:
+    async def caller(
+        self, headers: dict[bytes, bytes], address: str, uid: int | None = None, *, anew: bool = False
+    ) -> Caller:
         """Who sent these headers from this address; `uid` is their account where they are on a Unix socket.
 
-        Raises Unauthenticated, RateLimited, or NotFound for another tenant than the caller's (admins may name
-        one that is there).
+        With `anew` nothing that is remembered counts.  Raises Unauthenticated, RateLimited, or NotFound for
+        another tenant than the caller's (admins may name one that is there).
         """
-        authorization = headers.get(b"authorization", b"")
         if uid is not None:
             address = f"uid:{uid}"
+        token = self._token_of(headers.get(b"authorization", b""), address, uid)
         tenant = headers.get(b"geres-tenant", b"")
-        known, now = self._known.get((authorization, address, tenant)), time.monotonic()
-        if known is None or known.until <= now:
-            known = await self._look_up(authorization, address, tenant, uid)
+        known, now = self._known.get((token, address, tenant)), time.monotonic()
+        if known is None or anew or known.until <= now:
+            known = await self._look_up(token, address, tenant, uid)
         if seconds := known.bucket.take(now):
             raise _too_often(seconds)
         return known.caller
@@ -105,44 +108,51 @@ class Auth:
 
     def forget(self) -> None:
         """Look everybody up again: a token was revoked, or a user changed."""
-        self._known.clear()
+        for known in self._known.values():
+            known.until = 0.0
         self._round += 1
 
-    async def _look_up(self, authorization: bytes, address: str, tenant: bytes, uid: int | None) -> _Known:
-        if self._slowed >= _MOST_SLOWED:
-            raise _too_often(_SLOWED_SECONDS)
-        if not authorization and uid is None:
+    def _token_of(self, authorization: bytes, address: str, uid: int | None) -> bytes:
+        """The token, however it is written; empty for an account of this machine that sends none."""
+        kind, _, token = authorization.partition(b" ")
+        if authorization and kind.lower() == b"bearer" and (token := token.strip()):
+            return token
+        if authorization or uid is None:
             self.check_open(address)
+            raise Unauthenticated("a token is needed: send `Authorization: Bearer TOKEN`")
+        return b""
+
+    async def _look_up(self, token: bytes, address: str, tenant: bytes, uid: int | None) -> _Known:
+        key = (token, address, tenant)
+        if self._slowed >= _MOST_SLOWED and key not in self._known and self._failures.is_empty(address):
+            raise _too_often(_SLOWED_SECONDS)
         round = self._round
         try:
-            if uid is not None and not authorization:
+            if uid is not None and not token:
                 caller = await self._of_account(uid)
             else:
-                caller = await self._identify(authorization)
+                caller = await self._identify(token.decode("latin-1"))
         except Unauthenticated:
-            if authorization:
+            self._known.pop(key, None)
+            if token:
                 await self._slow_down(address)
             raise
         private = self._private and caller.role in ("user", "viewer")
         caller = replace(caller, address=address, private=private)
         if tenant:
             caller = await self._in_tenant(caller, tenant.decode("latin-1"))
-        bucket = self._rates.of(authorization or address.encode())
+        bucket = self._rates.of(token or address)
         seconds = _REMEMBER_TASK_SECONDS if caller.task else REMEMBER_SECONDS
         known = _Known(caller, time.monotonic() + seconds, bucket)
         if round == self._round:  # else something changed while we looked
-            self._known[authorization, address, tenant] = known
+            self._known[key] = known
         if len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)
         if caller.token_id:
             self._used[caller.token_id] = self._clock()
         return known
 
-    async def _identify(self, authorization: bytes) -> Caller:
-        kind, _, token = authorization.decode("latin-1").partition(" ")
-        token = token.strip()
-        if kind.lower() != "bearer" or not token:
-            raise Unauthenticated("a token is needed: send `Authorization: Bearer TOKEN`")
+    async def _identify(self, token: str) -> Caller:
         if len(token) > _LONGEST_TOKEN:
             raise Unauthenticated("the token is too long to be one")
         if token.startswith(task_tokens.WORD):

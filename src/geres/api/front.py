@@ -21,7 +21,15 @@ from geres.api.auth import Auth
 from geres.api.bodies import error_body
 from geres.api.context import Context
 from geres.api.refusals import Refusals
-from geres.errors import GeresError, Invalid, NotFound, RateLimited, StoreUnavailable, Unauthenticated
+from geres.errors import (
+    Denied,
+    GeresError,
+    Invalid,
+    NotFound,
+    RateLimited,
+    StoreUnavailable,
+    Unauthenticated,
+)
 from geres.model.callers import Caller
 
 log = logging.getLogger("geres.api")
@@ -35,6 +43,8 @@ _LOOK_AGAIN_SECONDS = 60.0
 _PEERS = "/v1/peers/"  #: other servers sign what they ask
 _OUTPUTS = "/v1/agents/outputs/"
 _LARGE = frozenset({"/v1/tasks:bulk", "/v1/jobs"})
+#: Changing these gives rights that last: nobody does so with a token that was revoked a moment ago elsewhere.
+_RIGHTS = ("/v1/tokens", "/v1/users", "/v1/tenants", "/v1/join-tokens")
 
 
 @dataclass(slots=True)
@@ -137,7 +147,8 @@ class Front:
             raise NotFound(f"there is nothing at {path!r}: a path holds no NUL character")
         if self._context.stopping and method != "GET":
             raise StoreUnavailable("this server is stopping; ask again in a moment")
-        caller = scope["state"]["caller"] = await self._who(scope, headers)
+        anew = method != "GET" and path.startswith(_RIGHTS)
+        caller = scope["state"]["caller"] = await self._who(scope, headers, anew=anew)
         access.check(caller, roles, method, path)
         found = self._hot(method, path)
         if found is None:
@@ -161,8 +172,8 @@ class Front:
         caller = scope.get("state", {}).get("caller")
         await self._refusals.note(error, caller, _address(scope), method, scope["path"])
 
-    async def _who(self, scope: Scope, headers: dict[bytes, bytes]) -> Caller:
-        return await self._auth.caller(headers, _address(scope), scope["state"].get("uid"))
+    async def _who(self, scope: Scope, headers: dict[bytes, bytes], *, anew: bool = False) -> Caller:
+        return await self._auth.caller(headers, _address(scope), scope["state"].get("uid"), anew=anew)
 
     def _hot(self, method: str, path: str) -> tuple[Hot, str] | None:
         if hot := self._exact.get((method, path)):
@@ -194,7 +205,7 @@ class Front:
             await refuse_socket(scope, receive, send, error)
 
     def _watched(self, route: WebSocketRoute, headers: dict[bytes, bytes]) -> WebSocketRoute:
-        """The route, which ends when the token with which it began is good no more."""
+        """The route, which ends when the token with which it began is good no more, or for something else."""
 
         async def watched(
             context: Context, caller: Caller, scope: Scope, receive: Receive, send: Send
@@ -207,8 +218,10 @@ class Front:
                     while not over:  # not all of those who connected at once look at once
                         await anyio.sleep(_LOOK_AGAIN_SECONDS * random.uniform(0.5, 1.5))
                         try:
-                            await self._who(scope, headers)
-                        except Unauthenticated as error:
+                            now = await self._who(scope, headers)
+                            if now.role != caller.role:
+                                raise Denied("the role of your token is another one by now: connect again")
+                        except (Unauthenticated, Denied) as error:
                             over.append(error)
                         except GeresError:
                             continue  # an outage is no reason

@@ -19,13 +19,16 @@ class Bucket:
 
     def take(self, now: float) -> float:
         """Take a permit and return 0; where there is none, return the seconds until there is."""
-        left = min(self._burst, self._left + (now - self._at) * self._rate)
+        if seconds := self.wait(now):
+            return seconds
+        self._left -= 1.0
+        return 0.0
+
+    def wait(self, now: float) -> float:
+        """The seconds until there is a permit; 0 where there is one, which stays."""
+        self._left = left = min(self._burst, self._left + (now - self._at) * self._rate)
         self._at = now
-        if left >= 1.0:
-            self._left = left - 1.0
-            return 0.0
-        self._left = left
-        return (1.0 - left) / self._rate
+        return 0.0 if left >= 1.0 else (1.0 - left) / self._rate
 
 
 class Buckets:
@@ -48,3 +51,8 @@ class Buckets:
     def take(self, key: object) -> float:
         """A permit of this key, like Bucket.take."""
         return self.of(key).take(self._monotonic())
+
+    def is_empty(self, key: object) -> bool:
+        """True where this key has no permit now."""
+        found = self._buckets.get(key)
+        return found is not None and found.wait(self._monotonic()) > 0

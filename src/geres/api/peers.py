@@ -57,7 +57,7 @@ def check_signature(secret: str, target: str, signature: str, now_us: int) -> No
     at, _, _ = signature.partition(".")
     if not (secret and at.isascii() and at.isdigit() and len(at) < 20):
         raise Unauthenticated("only servers of this cluster may ask this")
-    if not hmac.compare_digest(sign(secret, target, int(at)), signature):
+    if not hmac.compare_digest(sign(secret, target, int(at)).encode(), signature.encode()):
         raise Unauthenticated("the signature is not one of a server of this cluster")
     if abs(now_us - int(at)) > _VALID_US:
         raise Unauthenticated("the signature is too old, or the servers' clocks differ")

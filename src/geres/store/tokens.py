@@ -25,6 +25,7 @@ LOCAL_TENANT = "default"  #: of the accounts of the server's machine
 _WORD = "geres_"  #: every token begins so: people and scanners know what it is
 _SECOND_US = 1_000_000
 _LONGEST_NAME = 100
+_MOST = 1000  #: good tokens of one user
 _LONGEST_SECONDS = 100 * 366 * 86400.0
 
 
@@ -127,9 +128,7 @@ def create(tx: Tx, caller: Caller, spec: CreateToken, *, now_us: int) -> MadeTok
     Raises NotFound, Invalid, or Denied for a user or role above the caller.
     """
     subject = caller.subject if spec.user is None else spec.user
-    user = tx.one("find_user", tenant_id=caller.tenant_id, name=subject)
-    if user is None:
-        raise no_user(subject)
+    user = _lock_user(tx, caller, subject)
     _check_owner(caller, subject)
     check_rank(caller, user["role"] if subject != caller.subject else "viewer")
     role = lesser(spec.role or user["role"], user["role"])
@@ -195,6 +194,8 @@ def rotate(tx: Tx, caller: Caller, called: str, spec: RotateToken, *, now_us: in
     row = _find(tx, caller, called, now_us)
     if row["role"] not in RANK:
         raise Conflict(f"token {row['id']} is of a {row['role']}, which gets a new one by itself")
+    _lock_user(tx, caller, row["subject"])
+    row = _find(tx, caller, str(row["id"]), now_us)  # its role may have been another one a moment ago
     check_rank(caller, row["role"])  # of oneself too: one that may less gets none that may more
     if not _is_good(row, now_us):
         raise Conflict(f"token {row['id']} is no good any more: make a new one with `geres token create`")
@@ -239,7 +240,20 @@ def forget(tx: Tx, *, before_us: int, limit: int = 1000) -> int:
     return tx.run("forget_tokens", before_us=before_us, limit=limit)
 
 
+def _lock_user(tx: Tx, caller: Caller, name: str) -> Row:
+    """Nobody gives the user another role before the new token is there to follow it.  Raises NotFound."""
+    user = tx.one("lock_user", tenant_id=caller.tenant_id, name=name)
+    if user is None:
+        raise no_user(name)
+    return user
+
+
 def _insert(tx: Tx, caller: Caller, *, now_us: int, **fields: Any) -> MadeToken:
+    if (
+        tx.value("count_tokens", tenant_id=caller.tenant_id, subject=fields["subject"], now_us=now_us)
+        >= _MOST
+    ):
+        raise Conflict(f"{fields['subject']} has {_MOST} tokens that are good: revoke those that nobody uses")
     secret = _WORD + secrets.token_urlsafe(32)
     token_id = tx.value(
         "create_token",

@@ -38,6 +38,11 @@ UPDATE "user" SET role = :role, disabled_at = :disabled_at WHERE tenant_id = :te
 SELECT id, role, own_role FROM token
  WHERE tenant_id = :tenant_id AND subject = :subject AND role IN ('admin', 'operator', 'user', 'viewer')
 
+-- name: count_tokens
+SELECT count(*) FROM token
+ WHERE tenant_id = :tenant_id AND subject = :subject AND revoked_at IS NULL
+   AND (expires_at IS NULL OR expires_at > :now_us)
+
 -- name: set_token_role
 UPDATE token SET role = :role WHERE id = :token_id
 
