@@ -64,6 +64,7 @@ class Server:
         self.url = ""
         self.acknowledges = True
         self.refuses_uploads = False
+        self.hangs_uploads = False
         self.heartbeat_seconds = 0.5
         self.answers_heartbeats = True
         self.lets_in = True
@@ -175,6 +176,7 @@ class Server:
             body += message.get("body", b"")
             if not message.get("more_body"):
                 break
+        await self.until(lambda: not self.hangs_uploads, 120)
         status = 503 if self.refuses_uploads else 200
         if not self.refuses_uploads:
             self.blobs[path] = bytes(body)

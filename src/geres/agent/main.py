@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -83,6 +84,7 @@ class Stop:
 
     def signalled(self) -> None:
         self.count += 1
+        self.anew = False
         (self.first if self.count == 1 else self.second).set()
 
 
@@ -261,11 +263,23 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     finally:
         os.close(lock)
+    if not anew:
+        _leave_what_hangs()
     if anew:  # the same process, so that whoever keeps it need not know; the code is what is installed now
         for number in (signal.SIGUSR1, signal.SIGHUP):  # another one must not end us before we listen to it
             signal.signal(number, signal.SIG_IGN)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return 0
+
+
+def _leave_what_hangs() -> None:
+    """End at once where a thread waits for a disk, or for a server: the interpreter would wait for it."""
+    ours = threading.main_thread()
+    if any(thread is not ours and not thread.daemon for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _has_uvloop() -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from geres.agent.accounts import Refused, Slow
 from geres.agent.ends import ended_of, large_files, named_files
+from geres.agent.journal import NO_SPACE
 from geres.agent.link import Link
 from geres.agent.named import Named, SlowDisks
 from geres.agent.orders import Orders
@@ -114,8 +115,9 @@ class Node:
             key = (assign.task, assign.attempt)
             state = self.attempts.get(key)
             if state == ENDED:
-                self._to_send[key] = None
-                self.wake()
+                if key in self.ended:  # else its output is being uploaded
+                    self._to_send[key] = None
+                    self.wake()
             elif state is not None:
                 continue
             elif self.draining:
@@ -169,6 +171,13 @@ class Node:
             log.warning("%s is given back: %s", show_task(assign.task), error)
             self._end_here(Ended(*key, "given_back"))
             return None
+        except OSError as error:
+            if error.errno in NO_SPACE:
+                self.disk_is(full=True)
+                self._end_here(Ended(*key, "given_back", "disk_full"))
+            else:
+                self._end_here(Ended(*key, "failed", "internal", f"the node could not prepare it: {error}"))
+            return None
         except KeyError:
             message = f"the server did not send specification {assign.spec_id}"
             self._end_here(Ended(*key, "failed", "internal", message))
@@ -211,12 +220,11 @@ class Node:
             self._running_since.pop(key, None)
             self._gpu_ids.pop(key, None)
             self.stdin_given.pop(key, None)
-            report = self.ended.pop(key, None)
+            self.ended.pop(key, None)
             self._to_send.pop(key, None)
             self._sent_at.pop(key, None)
             self._uploads.pop(key, None)
-            if report is not None:
-                self._upkeep.acknowledged(key)
+            self._upkeep.acknowledged(key)
             if kill:
                 self._notify(key)
         self.progress.set()
@@ -304,6 +312,14 @@ class Node:
         key = (end[0], end[1])
         if key in self.ended or key in self._uploads:
             return
+        try:
+            self._look_at_end(key, end)
+        except Exception as error:  # whatever it is: a task whose end is not told runs for ever
+            log.exception("the end of %s cannot be read", show_task(key[0]))
+            message = f"the agent cannot read how it ended: {error!r}"
+            self._end_here(Ended(*key, "failed", "internal", message[:1000]))
+
+    def _look_at_end(self, key: AttemptKey, end: tuple[Any, ...]) -> None:
         report = ended_of(end)
         self._over(key)
         if report.outcome == "given_back" and report.reason == "disk_full":

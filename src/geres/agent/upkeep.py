@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import logging
 import os
@@ -23,6 +24,7 @@ _RETAIN = ".retain"  #: in a kept folder: until when, seconds since 1970
 _DEFAULT_RETAIN_SECONDS = 7 * 86400.0
 _PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
 _BLOCK = 4096
+_CLOSE_SECONDS = 1.0
 _SLACK_BYTES = 1 << 20
 _LOW_BYTES = 256 << 20
 _FULL_BYTES = 64 << 20
@@ -51,7 +53,12 @@ class Upkeep:
         self._kept[key] = (path, files, limit)
         self._holes.pop((key, "o"), None)
         self._holes.pop((key, "e"), None)
-        has_files = any(True for _ in _task_files(path))
+        try:
+            has_files = bool(_task_files(path))
+        except FileNotFoundError:  # removed to make room, before an earlier agent could tell of its end
+            return None
+        except OSError:  # the task has taken its rights away
+            has_files = True
         if has_files:
             until = self._clock() + (retain_seconds or _DEFAULT_RETAIN_SECONDS)
             self._worker.submit(_mark, path, until)
@@ -165,7 +172,10 @@ class Upkeep:
             self._measuring = self._worker.submit(_measure, allowed, over)
 
     def close(self) -> None:
-        self._worker.shutdown(wait=True, cancel_futures=True)
+        """Do what waits, as far as a moment goes: a disk that hangs does not keep us."""
+        with contextlib.suppress(TimeoutError):
+            self._worker.submit(int).result(_CLOSE_SECONDS)
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _free_middle(self, key: AttemptKey) -> None:
         answer = ask(self._socket_path, "borrow", *key)

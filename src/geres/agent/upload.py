@@ -62,7 +62,9 @@ class Uploader:
         pause = 0.1
         while True:
             try:
-                return await anyio.to_thread.run_sync(partial(self._put, path, kept), limiter=self._limiter)
+                return await anyio.to_thread.run_sync(
+                    partial(self._put, path, kept), limiter=self._limiter, abandon_on_cancel=True
+                )
             except (OSError, http.client.HTTPException, ValueError, LookupError) as error:
                 log.info("an output could not be uploaded, next try in %.1f s: %s", pause, error)
                 await anyio.sleep(pause * self._jitter(0.8, 1.2))
