@@ -117,8 +117,74 @@ def test_what_was_cut_off_at_its_commit_is_not_done_twice(two_rows: Database):
 
 def _cut_off(tx: Tx) -> None:
     """The server ends this session, as it does when it stops."""
+    _wait_for_end(tx, "SELECT pg_terminate_backend(%s)")
+
+
+def _wait_for_end(tx: Tx, ending: str | None = None) -> None:
+    """Wait until this session has ended."""
     [(pid,)] = tx.raw("SELECT pg_backend_pid()")
     with psycopg.connect(tx._connection.info.dsn, autocommit=True) as admin:  # type: ignore[attr-defined]
-        admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+        if ending is not None:
+            admin.execute(ending, [pid])
         while admin.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", [pid]).fetchone():
             pass
+
+
+def test_a_transaction_that_was_ended_for_being_idle_is_done_again(two_rows: Database):
+    """As after a server was frozen in the middle of one: no fault of what it was doing."""
+    tries: list[int] = []
+
+    def work(tx: Tx) -> None:
+        _add(tx, 1)
+        tries.append(1)
+        if len(tries) == 1:
+            tx.script("SET LOCAL idle_in_transaction_session_timeout = 50")
+            _wait_for_end(tx)
+        _add(tx, 2)
+
+    two_rows.call(work)
+    assert len(tries) == 2
+    assert two_rows.call(lambda tx: tx.raw("SELECT n FROM t ORDER BY id")) == [(1,), (1,)]
+
+
+def test_a_database_that_takes_no_writes_is_away_until_it_does(two_rows: Database):
+    """As a primary that became a standby: the connection is given up, for the next may lead to the new one."""
+    tries: list[int] = []
+
+    def work(tx: Tx, most: int) -> None:
+        [(pid,)] = tx.raw("SELECT pg_backend_pid()")
+        tries.append(pid)
+        if len(tries) <= most:
+            tx.script("SET LOCAL transaction_read_only = on")
+        _add(tx, 1)
+
+    two_rows.call(work, 1)
+    assert len(tries) == 2
+    assert tries[0] != tries[1], "on another connection"
+    with pytest.raises(StoreUnavailable, match="read-only"):
+        two_rows.call(work, 1000)
+    assert two_rows.call(lambda tx: tx.raw("SELECT n FROM t WHERE id = 1")) == [(1,)]
+
+
+def test_nobody_is_kept_waiting_longer_for_a_lock_than_a_frozen_server_may_hold_it(two_rows: Database):
+    [(idle, lock)] = two_rows.call(
+        lambda tx: tx.raw(
+            "SELECT (SELECT CAST(setting AS INT) FROM pg_settings"
+            "         WHERE name = 'idle_in_transaction_session_timeout'),"
+            "       (SELECT CAST(setting AS INT) FROM pg_settings WHERE name = 'lock_timeout')"
+        )
+    )
+    assert 0 < idle < lock
+
+
+def test_who_waits_too_long_for_a_lock_hears_so(two_rows: Database):
+    def wait(tx: Tx) -> None:
+        tx.script("SET LOCAL lock_timeout = 50")
+        _add(tx, 1)
+
+    def hold(tx: Tx) -> None:
+        _add(tx, 1)
+        with pytest.raises(StoreUnavailable, match="somebody else"):
+            two_rows.call(wait)
+
+    two_rows.call(hold)

@@ -43,7 +43,8 @@ _AGAIN_SECONDS = 0.1
 _SCHEMA_LOCK = 4470_4470
 _FEW = 4  #: up to so many rows an INSERT for each is quicker than COPY
 _ALL = "-c plan_cache_mode=force_generic_plan"
-_WRITE = f"{_ALL} -c idle_in_transaction_session_timeout=60000 -c lock_timeout=20000"
+#: Who is frozen or gone in the middle of a transaction holds its locks for less than others wait for them.
+_WRITE = f"{_ALL} -c idle_in_transaction_session_timeout=10000 -c lock_timeout=20000"
 _READ = f"{_ALL} -c default_transaction_read_only=on -c statement_timeout={_READ_MS}"
 #: Seconds until a host that no longer answers is given up; without effect on a Unix socket.
 _NETWORK: dict[str, Any] = {
@@ -53,6 +54,8 @@ _NETWORK: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
 }
+#: The database has ended the session; these two are no errors of operation to the driver.
+_ENDED = (psycopg.errors.IdleInTransactionSessionTimeout, psycopg.errors.TransactionTimeout)
 #: Another transaction was in the way; nothing was done, and doing it again is what helps.
 _IN_THE_WAY = (psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure)
 
@@ -129,6 +132,7 @@ class PostgresDatabase(Database):
                     _outages(),
                     self._writers.connection() as connection,
                     _useful_plans(connection),
+                    _writable(connection),
                     connection.transaction(),
                 ):
                     result = function(PostgresTx(connection), *args, **kwargs)
@@ -237,6 +241,16 @@ def _useful_plans(connection: psycopg.Connection[Any]) -> Iterator[None]:
         raise _UselessPlan("the schema was changed meanwhile") from error
 
 
+@contextmanager
+def _writable(connection: psycopg.Connection[Any]) -> Iterator[None]:
+    """Give a connection up to a database that has become a standby: the next one may lead to the primary."""
+    try:
+        yield
+    except psycopg.errors.ReadOnlySqlTransaction as error:
+        connection.close()
+        raise _Away(f"the database is read-only at this moment: {str(error).strip()}") from error
+
+
 def _pool(url: str, connections: int, **settings: Any) -> ConnectionPool:
     return ConnectionPool(
         url,
@@ -274,7 +288,9 @@ def _outages() -> Iterator[None]:
         raise StoreUnavailable(
             f"the question took longer than {_READ_MS // 1000} s; ask for less: a job, a state, a limit"
         ) from error
+    except psycopg.errors.LockNotAvailable as error:
+        raise StoreUnavailable(f"somebody else holds what this needs: {str(error).strip()}") from error
     except PoolTimeout as error:
         raise StoreUnavailable(f"the database does not answer: {str(error).strip()}") from error
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+    except (psycopg.OperationalError, psycopg.InterfaceError, *_ENDED) as error:
         raise _Away(f"the database does not answer: {str(error).strip()}") from error
