@@ -148,7 +148,7 @@ def test_a_transaction_that_was_ended_for_being_idle_is_done_again(two_rows: Dat
 
 
 def test_a_database_that_takes_no_writes_is_away_until_it_does(two_rows: Database):
-    """As a primary that became a standby: the connection is given up, for the next may lead to the new one."""
+    """As a primary that became a standby: the connection is given up, as the next may lead to the new one."""
     tries: list[int] = []
 
     def work(tx: Tx, most: int) -> None:
