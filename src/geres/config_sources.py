@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from geres.errors import Invalid
+from geres.model.nearest import did_you_mean
 from geres.model.units import parse_cpus, parse_duration, parse_size
 
 _NAMES_UPWARDS = ("geres.toml", ".geres.toml")
@@ -76,7 +77,7 @@ class Sources:
             self._raw[key] = _Raw(value, origin, folder)
         else:
             self.problems.append(
-                f"{key} ({origin}): there is no such setting{_nearest_key(key, self._kinds)}"
+                f"{key} ({origin}): there is no such setting{did_you_mean(key, self._kinds)}"
             )
 
     def values(self) -> tuple[dict[tuple[str, str], Any], dict[str, str]]:
@@ -235,10 +236,3 @@ def nearest_file(cwd: Path, problems: list[str]) -> Path | None:
                 return None
             return path
     return None
-
-
-def _nearest_key(key: str, known: Mapping[str, Any]) -> str:
-    from difflib import get_close_matches  # slow to import, and only a mistake needs it
-
-    near = get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""

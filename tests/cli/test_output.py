@@ -56,16 +56,16 @@ def test_a_format_that_cannot_work_is_refused(text, problem):
 
 
 def test_a_field_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(Invalid, match=r"no field 'stat' \(did you mean state\?\); there are exit_code, id"):
+    with pytest.raises(Invalid, match=r"no field 'stat'; did you mean state\?$"):
         Formatter("{stat}")(ROW)
 
 
 @pytest.mark.parametrize(
     ("style", "problem"),
     [
-        (Style(format="{id} {usage.wall}"), r"format: .*'usage.wall' \(did you mean [a-z_.]+\?\)"),
-        (Style(format="{state.x}"), "there are .*, meta, meta.KEY, .*usage.wall_seconds"),
-        (Style(select=("id", "colour")), "select: there is no field 'colour'"),
+        (Style(format="{id} {usage.wall}"), r"format: .*'usage.wall'; did you mean usage\.[a-z_]+\?"),
+        (Style(format="{state.x}"), "format: there is no field 'state.x'; did you mean state\\?"),
+        (Style(select=("id", "colour")), "'colour'; there are .*, meta, .*, usage, .* and more below them"),
     ],
 )
 def test_names_are_checked_before_anything_is_asked_for(style, problem):

@@ -40,7 +40,24 @@ def test_a_wrong_word_gets_the_right_one(geres, words, meant):
 
 
 def test_a_word_like_nothing_gets_the_way_to_the_list(geres):
-    assert "`geres --help` lists them" in geres("xyzzy").err
+    assert geres("xyzzy").err == "geres: invalid: there is no command 'xyzzy' (`geres --help` says more)\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["jbos"], "there is no command 'jbos'; did you mean `geres jobs`?"),
+        (["drain", "x"], "did you mean `geres node drain`?"),
+        (["revoke", "7"], "did you mean `geres token revoke`?"),
+        (["submit", "--tme", "3", "true"], "there is no option --tme; did you mean -t / --time-limit?"),
+        (["submit", "--mem-per", "3", "true"], "did you mean -m / --memory?"),
+        (["submit", "--retry", "3", "true"], "did you mean --retries?"),
+        (["submit", "--foo", "true"], "there is no option --foo (`geres submit"),
+        (["tasks", "--zzz"], "there is no option --zzz (`geres tasks"),
+    ],
+)
+def test_only_what_is_near_is_proposed(geres, words, said):
+    assert said in geres(*words).err
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,7 @@ def test_a_node_matches(text: str, matches: bool) -> None:
 @pytest.mark.parametrize(
     ("text", "position", "words"),
     [
-        ("colour == 1", 1, "'colour' is no known name; known are cpus"),
+        ("colour == 1", 1, "'colour' is no known name; there are cpus"),
         ("  name == 1", 11, "name is text: write '1' in quotes"),
         ('exit_code == "1"', 14, "without quotes"),
         ('name == "ä" and exit_code == "x"', 30, "without quotes"),

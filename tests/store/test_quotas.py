@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from geres.errors import Denied, Invalid, OverQuota
+from geres.errors import Denied, Invalid, NotFound, OverQuota
 from geres.model.jobs import ArraySpec
 from geres.model.quotas import Amounts, SetQuota
 from geres.model.tasks import TaskSpec
@@ -45,6 +45,7 @@ def shown(world, user=None):
 
 
 def test_use_is_counted_and_limits_are_set_and_taken_away(world):
+    world.add_user("bob")
     node = world.connect()
     ids = world.submit(3, cpus=1.5)
     world.assign(node, 1)
@@ -62,11 +63,31 @@ def test_use_is_counted_and_limits_are_set_and_taken_away(world):
 
 
 def test_of_each_user_holds_where_there_is_no_own_limit(world):
+    world.add_user("bob")
     quota(world, "*", running=5, jobs=1)
     quota(world, "ann", running=7)
 
     assert shown(world, "ann")[0] == Amounts(running=7, jobs=1)
     assert shown(world, "bob")[0] == Amounts(running=5, jobs=1)
+
+
+def test_a_user_who_is_not_there_gets_a_limit_only_where_users_come_by_themselves(world):
+    world.add_user("robert")
+    with pytest.raises(NotFound, match=r"no user 'robret'; did you mean robert\?"):
+        quota(world, "robret", running=1)
+    with pytest.raises(NotFound, match="no user 'robret'"):
+        shown(world, "robret")
+
+    change = SetQuota(user="robret", running=1)
+    world.db.call(quotas.set_quota, world.ann, change, now_us=world.now_us, users_come=True)
+
+    assert shown(world, "robret")[0] == Amounts(running=1)
+    taken = world.db.call(
+        *(quotas.set_quota, world.ann, SetQuota(user="robret", running=None)),
+        now_us=world.now_us,
+        users_come=True,
+    )
+    assert taken[-1].most == Amounts()
 
 
 @pytest.mark.parametrize("user", [None, "ann", "*"])

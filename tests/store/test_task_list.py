@@ -94,7 +94,13 @@ def test_filters_return_exactly_what_matches(world: World) -> None:
     assert listed(world, job_id=int(job)) == [fails, tagged]
     assert listed(world, dead=True) == [fails]
     assert listed(world, user="ann", state="assigned,failed") == [plain, fails, tagged]
+    world.add_user("bob")
     assert listed(world, user="bob") == []
+    for name in ("user", "node", "pool"):
+        with pytest.raises(NotFound, match=f"there is no {name} 'nobody'"):
+            listed(world, **{name: "nobody"})
+    with pytest.raises(NotFound, match="there is no job 99"):
+        listed(world, job_id=99)
 
 
 def test_grep_looks_into_commands_as_people_see_them(world: World) -> None:
@@ -125,6 +131,7 @@ def test_times_cut_by_creation_and_ended_ones_by_their_end(world: World) -> None
 
 def test_matched_counts_what_the_filter_matches_whatever_the_page_holds(world: World) -> None:
     job = world.job()
+    world.add_user("bob")
     world.submit(5)
     [held] = world.submit(job=job)
     world.db.call(task_actions.hold, world.ann, [key(held)], now_us=world.now_us)

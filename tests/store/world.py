@@ -10,8 +10,9 @@ from geres.model.ids import parse_task, show_task
 from geres.model.jobs import JobSpec
 from geres.model.states import TaskState
 from geres.model.tasks import TaskRow, TaskSpec
+from geres.model.tenants import CreateUser
 from geres.model.wire import Ended, Hello
-from geres.store import nodes, sharing, submit
+from geres.store import nodes, sharing, submit, tenants
 from geres.store.database import Database, Tx
 from geres.store.migrate import migrate
 from geres.store.turn import Candidate, Cap, Gathered, Lane, Placement, Turned, turn
@@ -50,6 +51,10 @@ class World:
         self.tenant_id = db.call(sharing.ensure_tenant, "default", now_us=self.now_us)
         self.ann = Caller(self.tenant_id, "default", "ann", "admin")
         self.bob = Caller(self.tenant_id, "default", "bob", "user")
+
+    def add_user(self, name: str) -> None:
+        """A user who has submitted nothing yet."""
+        self.db.call(tenants.create_user, self.ann, CreateUser(name=name), now_us=self.now_us)
 
     def submit(
         self, n: int = 1, *, job: str | None = None, after: Sequence[str] = (), **options: Any
@@ -96,7 +101,13 @@ class World:
         return [(show_task(p.candidate.id), attempt) for p, attempt in self.turn(node, most).assigned]
 
     def lose(self) -> Turned:
-        return self.db.call(nodes.lose, lease_us=LEASE_US, now_us=self.now_us)
+        return self.db.call(nodes.lose, self.ended, now_us=self.now_us)
+
+    def ended(self, leases: Sequence[nodes.Lease]) -> list[nodes.Lease]:
+        """As a server sees it that looks all the time."""
+        return [
+            lease for lease in leases if (lease.until or (lease.heartbeat_at or 0) + LEASE_US) <= self.now_us
+        ]
 
     def task(self, task_id: str) -> dict[str, Any]:
         return self.row("SELECT * FROM task WHERE id = :id", id=key(task_id))

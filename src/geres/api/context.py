@@ -80,3 +80,8 @@ class Context:
     pulses: dict[str, Pulse] = field(default_factory=dict)  #: of the loops, by name
     inside: Callable[[], ServerInside] | None = None  #: a dump of what the server has in memory
     stopping: bool = False  #: new requests are refused; open ones finish
+
+    @property
+    def users_come(self) -> bool:
+        """True where users come by themselves: accounts of the machine, or of an identity provider."""
+        return self.private or self.provider is not None

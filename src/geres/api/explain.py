@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from geres.api.context import Context
 from geres.model.callers import Caller
 from geres.model.ids import show_task
+from geres.model.jobs import Job
 from geres.model.states import JobState, Reason, TaskState
 from geres.model.tasks import Attempt, Task, Why, WhyGroup, WhyNode
 from geres.model.units import parse_time, plural, show_duration, show_size
@@ -282,13 +283,16 @@ async def job(context: Context, caller: Caller, job_id: int) -> Why:
     groups = [
         *_waiting_groups(context, caller.tenant_id, facts),
         *_live_groups(facts.live),
-        *_end_groups(facts.ends),
+        *_end_groups(facts),
     ]
     if counts.not_yet:
         groups.append(WhyGroup(count=counts.not_yet, text="are not unfolded yet", example=f"{about.id}"))
     total, done = about.task_count, counts.succeeded + counts.failed + counts.cancelled + counts.skipped
     summary = f"{about.state}{_because(about.reason)}: {done} of {total} tasks have ended"
-    if about.outcome is not None:
+    if about.state is JobState.CANCELLED:
+        _, _, reason = (about.reason or "").partition(": ")
+        summary = f"{about.state}{_because(reason or None)}: {counts.succeeded} of {total} tasks succeeded"
+    elif about.outcome is not None:
         summary = f"{about.state}: {about.outcome}, {counts.succeeded} of {total} tasks succeeded"
     return Why(
         id=about.id,
@@ -345,18 +349,25 @@ def _live_groups(live: Sequence[EndGroup]) -> list[WhyGroup]:
     ]
 
 
-def _end_groups(ends: Sequence[EndGroup]) -> list[WhyGroup]:
-    groups = []
-    for end in ends:
+def _end_groups(facts: JobFacts) -> list[WhyGroup]:
+    groups: dict[str, WhyGroup] = {}
+    for end in facts.ends:
         if end.reason == Reason.EXIT:
             cause = f"exit {end.exit_code}"
         elif end.reason == Reason.SIGNAL:
             cause = f"signal {end.signal}"
+        elif end.reason in (Reason.REQUESTED, Reason.JOB_CANCELLED) and _was_cancelled(facts.job):
+            cause = "with the job"
         else:
             cause = str(end.reason or "")
         text = f"{end.state}: {cause}" if cause else end.state
-        groups.append(WhyGroup(count=end.tasks, text=text, example=show_task(end.first)))
-    return groups
+        group = groups.setdefault(text, WhyGroup(count=0, text=text, example=show_task(end.first)))
+        group.count += end.tasks
+    return list(groups.values())
+
+
+def _was_cancelled(job: Job) -> bool:
+    return (job.reason or "").startswith(Reason.JOB_CANCELLED)
 
 
 def _next_of_job(facts: JobFacts) -> str | None:

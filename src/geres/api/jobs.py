@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from litestar import Response, get, patch, post
 from litestar.params import FromPath, JSONBody
 
-from geres.api import explain
-from geres.api.acting import tell
+from geres.api import acting, explain
 from geres.api.bodies import encode, read_query
-from geres.api.context import Context
 from geres.api.request import Request, answer, answer_struct
 from geres.api.submitting import check_key, fit_warnings
 from geres.api.waiting import job_id_of
@@ -24,11 +21,8 @@ from geres.model.tasks import Why
 from geres.store import audit, idempotency, jobs, submit
 from geres.store.database import Tx
 from geres.store.jobs import JobDetailQuery, JobQuery
-from geres.store.task_actions import Done
 
 T = TypeVar("T")
-
-_MOST_SECONDS = 5.0
 
 
 @post("/v1/jobs", status_code=201)
@@ -120,7 +114,7 @@ async def close_job(request: Request, job_ref: FromPath[str], data: JSONBody[Job
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
     job = await _noted(request, "job.close", jobs.close, job_id, reason=data.reason, now_us=context.clock())
-    _changed(context, job_id)
+    acting.job_changed(context, job_id)
     return job
 
 
@@ -132,19 +126,8 @@ async def cancel_job(request: Request, job_ref: FromPath[str], data: JSONBody[Jo
     """
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
-    now_us = context.clock()
-    await _noted(request, "job.cancel", jobs.start_cancel, job_id, reason=data.reason, now_us=now_us)
-    await _in_pieces(context, jobs.cancel_piece, job_id)
-    _changed(context, job_id)
+    await acting.cancel_job(request, job_id, data.reason)
     return await context.db.read(jobs.get_short, job_id)
-
-
-async def _in_pieces(context: Context, piece: Callable[..., tuple[Done, bool]], job_id: int) -> None:
-    """Begin with what a loop goes on with (see JobEnder): nobody is kept waiting for a million tasks."""
-    until, more = time.monotonic() + _MOST_SECONDS, True
-    while more and time.monotonic() < until:
-        done, more = await context.db.run(piece, job_id, now_us=context.clock())
-        tell(context, done)
 
 
 @post("/v1/jobs/{job_ref:str}/disable", status_code=200)
@@ -158,8 +141,8 @@ async def disable_job(request: Request, job_ref: FromPath[str], data: JSONBody[J
         request, "job.disable", jobs.disable, job_id, reason=data.reason, now_us=now_us, stop=stop
     )
     if stop is not None:
-        await _in_pieces(context, jobs.stop_piece, job_id)
-    _changed(context, job_id)
+        await acting.in_pieces(context, jobs.stop_piece, job_id)
+    acting.job_changed(context, job_id)
     return job
 
 
@@ -169,7 +152,7 @@ async def enable_job(request: Request, job_ref: FromPath[str], data: JSONBody[Jo
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
     job = await _noted(request, "job.enable", jobs.enable, job_id, now_us=context.clock())
-    _changed(context, job_id)
+    acting.job_changed(context, job_id)
     return job
 
 
@@ -186,13 +169,6 @@ async def _noted(
     """Change a job, with an entry in the audit log."""
     note = audit.Note(action, str(job_id), request.context.clock())
     return await request.context.db.run(audit.noted, note, change, request.caller, job_id, *args, **how)
-
-
-def _changed(context: Context, job_id: int) -> None:
-    context.waiters.job_changed([job_id])
-    context.dispatcher.forget_job(job_id)
-    context.dispatcher.ring()
-    context.job_ender.ring()
 
 
 ROUTES: list[Any] = [

@@ -28,10 +28,12 @@ async def list_quotas(request: Request) -> list[Quota]:
 async def set_quota(request: Request, data: JSONBody[SetQuota]) -> list[Quota]:
     """Set limits, or with null take them away.  What is there already stays; then nothing more comes.
 
-    Errors: 422 invalid, 403 denied.
+    Errors: 422 invalid, 403 denied, 404 not_found for a user who is not there, where users are made by hand.
     """
     context = request.context
-    found = await context.db.run(quotas.set_quota, request.caller, data, now_us=context.clock())
+    found = await context.db.run(
+        quotas.set_quota, request.caller, data, now_us=context.clock(), users_come=context.users_come
+    )
     context.dispatcher.ring()
     return found
 

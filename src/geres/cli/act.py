@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -10,7 +12,7 @@ from geres.cli.ids import ids_argument, read_ids
 from geres.cli.main import App
 from geres.cli.output import escape, pretty_json, say, write_line
 from geres.cli.task_options import pairs
-from geres.errors import BY_CODE, GeresError, Invalid
+from geres.errors import BY_CODE, Conflict, GeresError, Invalid, TaskFinished
 from geres.model.tasks import Acted
 
 _EDITABLE = (
@@ -38,12 +40,14 @@ def cancel(
 ) -> int:
     """End tasks: queued ones never start, running ones get TERM and after their grace KILL.
 
-    A job's id ends all its tasks; `geres job cancel` ends the job too.  One bad id does not stop the
-    others.
+    A job's id ends all its tasks, and with them an array's job; a job that takes more tasks stays open:
+    `geres job cancel` ends it too.  One bad id does not stop the others.
     """
     name = None if signal is None else signal.upper().removeprefix("SIG")
-    answer = app.client.cancel(*read_ids(ids), signal=name, force=force, reason=reason)
-    return tell(answer, json=json, quiet=quiet)
+    named = read_ids(ids)
+    answer = app.client.cancel(*named, signal=name, force=force, reason=reason)
+    asked = "cancelling" if signal is None else "signalled"
+    return tell(answer, named, json=json, quiet=quiet, asked=asked)
 
 
 @click.command()
@@ -53,7 +57,8 @@ def cancel(
 @click.pass_obj
 def hold(app: App, ids: tuple[str, ...], json: bool, quiet: bool) -> int:
     """Keep queued tasks from starting until `geres release`."""
-    return tell(app.client.hold(*read_ids(ids)), json=json, quiet=quiet)
+    named = read_ids(ids)
+    return tell(app.client.hold(*named), named, json=json, quiet=quiet, asked="asked back")
 
 
 @click.command()
@@ -63,7 +68,8 @@ def hold(app: App, ids: tuple[str, ...], json: bool, quiet: bool) -> int:
 @click.pass_obj
 def release(app: App, ids: tuple[str, ...], json: bool, quiet: bool) -> int:
     """Let held tasks go on."""
-    return tell(app.client.release(*read_ids(ids)), json=json, quiet=quiet)
+    named = read_ids(ids)
+    return tell(app.client.release(*named), named, json=json, quiet=quiet)
 
 
 @click.command()
@@ -82,7 +88,8 @@ def edit(app: App, words: tuple[str, ...], json: bool, quiet: bool) -> int:
         raise Invalid("id: is missing; say which tasks to change", field="id")
     if not given:
         raise Invalid("edit: nothing to change; write pairs like memory=2G", field="edit")
-    return tell(app.client.edit(*read_ids(ids), **changes(given)), json=json, quiet=quiet)
+    named = read_ids(ids)
+    return tell(app.client.edit(*named, **changes(given)), named, json=json, quiet=quiet)
 
 
 @click.command()
@@ -108,7 +115,7 @@ def rerun(
     named = [*read_ids(ids), *([job] if job else [])]
     if not named:
         raise Invalid("id: is missing; say which tasks to run again, or --job", field="id")
-    return tell(app.client.rerun(*named, failed=failed, **changes(given)), json=json, quiet=quiet)
+    return tell(app.client.rerun(*named, failed=failed, **changes(given)), named, json=json, quiet=quiet)
 
 
 def ids_and_changes(words: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
@@ -135,20 +142,57 @@ def changes(given: tuple[str, ...]) -> dict[str, Any]:
     return found
 
 
-def tell(answer: list[Acted], *, json: bool, quiet: bool) -> int:
-    """Print what became of each id; the status of the last error, else 0."""
+def tell(
+    answer: list[Acted], ids: Sequence[str], *, json: bool, quiet: bool, asked: str | None = None
+) -> int:
+    """Print what became of the tasks: of each, or where an id means many, of how many of each job.
+
+    `asked` is the word for a task that a node still has.  Returns the status of the last refusal; where an id
+    means many, tasks that were in no state for it are told of and are no error.
+    """
+    done = [(one.id, _word(one, asked)) for one in answer if one.code is None and one.state is not None]
+    refused = [one for one in answer if one.code is not None]
+    many = bool(done) and len(done) + len(refused) > len(ids)
+    if many:
+        done += [(one.id, "had ended") for one in refused if one.code == TaskFinished.code]
+        refused = [one for one in refused if one.code != TaskFinished.code]
     if json:
         write_line(pretty_json(answer))
-    elif not answer and not quiet:
-        say("geres: no task of it is in a state for that; nothing was changed")
-    status = 0
-    for one in answer:
-        if one.code:
-            say(f"geres: {one.code}: {escape(one.message or one.id)}")
-            status = BY_CODE.get(one.code, GeresError).exit_status
-        elif not (json or quiet):
-            write_line(f"{one.id} {one.state.value if one.state else 'done'}")
+    elif not quiet:
+        if not answer:
+            say("geres: no task of it is in a state for that; nothing was changed")
+        for line in _counted(done) if many else (f"{task} {word}" for task, word in done):
+            write_line(line)
+    _refuse(refused, many=many)
     if not quiet:
         for warning in dict.fromkeys(one.message for one in answer if one.message and not one.code):
             say(f"geres: {escape(warning)}")
-    return status
+    if many:
+        refused = [one for one in refused if one.code != Conflict.code]
+    return BY_CODE.get(refused[-1].code or "", GeresError).exit_status if refused else 0
+
+
+def _word(one: Acted, asked: str | None) -> str:
+    if asked is not None and one.state is not None and one.state.on_node:
+        return asked
+    return one.state.value if one.state is not None else "done"
+
+
+def _counted(words: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """`12: 8 cancelled, 2 cancelling` for each job, of (task, word)."""
+    jobs: dict[str, Counter[str]] = {}
+    for task, word in words:
+        jobs.setdefault(task.partition(".")[0], Counter())[word] += 1
+    for job, counts in jobs.items():
+        yield f"{job}: {', '.join(f'{count:,} {word}' for word, count in counts.items())}"
+
+
+def _refuse(refused: list[Acted], *, many: bool) -> None:
+    """Say what could not be done; where an id means many, what is alike only once."""
+    alike: dict[str, list[Acted]] = {}
+    for one in refused:
+        kind = (one.message or "").replace(one.id, "") if many else one.id
+        alike.setdefault(kind, []).append(one)
+    for ones in alike.values():
+        more = f" (and {len(ones) - 1:,} more like it)" if len(ones) > 1 else ""
+        say(f"geres: {ones[0].code}: {escape(ones[0].message or ones[0].id)}{more}")

@@ -13,6 +13,7 @@ import click
 from geres import __version__
 from geres.cli.words import COMMANDS, MEANT, SECTIONS, option_hint
 from geres.errors import GeresError, Invalid
+from geres.model.nearest import nearest
 
 
 class App:
@@ -89,20 +90,16 @@ class Commands(click.Group):
         """Whether `geres NOUN NAME` asks to show one: NAME is like no command of it."""
         if "show" not in COMMANDS[self._within]:
             return False
-        from difflib import get_close_matches  # only a name needs it
-
-        return name[:1].isdigit() or not get_close_matches(name, self.list_commands(context), n=1)
+        return name[:1].isdigit() or nearest(name, self.list_commands(context)) is None
 
     def _unknown(self, name: str) -> str:
-        if not self._within and (meant := MEANT.get(name)):
-            return f"there is no command {name!r}; did you mean `{meant}`?"
-        from difflib import get_close_matches  # only a mistake needs it
-
-        near = get_close_matches(name, self.list_commands(click.get_current_context()), n=1)
         path = f"geres {self._within}".strip()
-        if near:
-            return f"there is no command {name!r}; did you mean `{path} {near[0]}`?"
-        return f"there is no command {name!r}; `{path} --help` lists them"
+        meant = None if self._within else MEANT.get(name)
+        if meant is None and (near := nearest(name, self.list_commands(click.get_current_context()))):
+            meant = f"{path} {near}"
+        if meant is None and (nouns := [noun for noun in COMMANDS if noun and name in COMMANDS[noun]]):
+            meant = "` or `".join(f"geres {noun} {name}" for noun in nouns)
+        return f"there is no command {name!r}" + (f"; did you mean `{meant}`?" if meant else "")
 
 
 def group(name: str, *, default: str | None = None, help: str = "") -> Commands:
@@ -226,12 +223,16 @@ def _usage(error: click.UsageError) -> str:
     message = error.format_message().rstrip(".")
     if isinstance(error, click.NoSuchOption):
         message = f"there is no option {error.option_name}"
-        if hint := option_hint(error.option_name):
+        if hint := option_hint(error.option_name, _options_of(error.ctx)):
             message += f"; did you mean {hint}?"
-        elif error.possibilities:
-            message += f"; did you mean {' or '.join(sorted(error.possibilities))}?"
     path = error.ctx.command_path if error.ctx else "geres"
     return f"{message} (`{path} --help` says more)"
+
+
+def _options_of(context: click.Context | None) -> list[str]:
+    """The long options of the command that was called."""
+    params = context.command.params if context else []
+    return [name for one in params for name in one.opts if name.startswith("--")]
 
 
 def fail(message: str) -> NoReturn:

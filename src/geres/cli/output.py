@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime
-from difflib import get_close_matches
 from functools import lru_cache
 from types import UnionType
 from typing import IO, Any, get_args, get_origin
@@ -16,6 +15,7 @@ import click
 import msgspec
 
 from geres.errors import Invalid
+from geres.model.nearest import did_you_mean
 from geres.model.tasks import Usage
 from geres.model.units import show_duration, show_size
 
@@ -190,10 +190,12 @@ def field_names(kind: Any, within: str = "") -> list[str]:
 
 
 def _no_field(name: str, known: Iterable[str], option: str) -> Invalid:
-    near = get_close_matches(name, known, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    names = ", ".join(sorted(known))
-    return Invalid(f"{option}: there is no field {name!r}{hint}; there are {names}", field=option)
+    known = sorted(known)
+    hint = did_you_mean(name, known)
+    if not hint:
+        named = [one for one in known if "." not in one]
+        hint = f"; there are {', '.join(named)}" + (" and more below them" if len(named) < len(known) else "")
+    return Invalid(f"{option}: there is no field {name!r}{hint}", field=option)
 
 
 class Formatter:

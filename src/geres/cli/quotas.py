@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from geres.cli.main import App, group
-from geres.cli.output import Column, Style, escape, print_list, show_number, style_options
+from geres.cli.output import Column, Style, escape, print_list, say, show_number, style_options
 from geres.errors import Invalid
 from geres.model.quotas import EACH, Quota
 from geres.model.units import parse_cpus
@@ -73,6 +73,8 @@ def quota_set(app: App, /, style: Style, user: str | None, **limits: str | None)
     if not given:
         raise Invalid("quota: nothing to set; name --running, --cpus, --queued or --jobs", field="quota")
     print_list(style, app.client.set_quota(user, **given), _COLUMNS, key="user")
+    if user not in (None, EACH) and not any(one.name == user for one in app.client.users()):
+        say(f"geres: no user {escape(user or '')} has come yet; it holds from the first log-in on")
 
 
 def _amount(name: str, text: str) -> float | int | None:

@@ -67,6 +67,8 @@ def doctor(app: App, json: bool) -> int:
     else:
         for one in findings:
             write_line(f"{one.get('kind', 'problem')}: {escape(one['text'])}")
+            if one.get("next"):
+                write_line(f"  next: {escape(one['next'])}")
         if not findings:
             say("nothing is wrong")
     return 1 if findings else 0

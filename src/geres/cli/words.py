@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from geres.model.nearest import nearest
 
 
 class Entry(NamedTuple):
@@ -227,6 +230,11 @@ _OPTIONS_MEANT = {
 }
 
 
-def option_hint(option: str) -> str | None:
-    """Our option for one of another system, in words; None where there is nothing to say."""
-    return _OPTIONS_MEANT.get(option)
+def option_hint(option: str, known: Sequence[str]) -> str | None:
+    """The option that was meant, in words: one of these, or ours for one of another system."""
+    if option in _OPTIONS_MEANT:
+        return _OPTIONS_MEANT[option]
+    ours = {name: meant for name, meant in _OPTIONS_MEANT.items() if any(one in meant for one in known)}
+    names = {name.lstrip("-"): name for name in (*ours, *known)}
+    near = nearest(option.lstrip("-"), names)
+    return None if near is None else ours.get(names[near], names[near])

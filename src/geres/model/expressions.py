@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn
 
 from geres.errors import Invalid
 from geres.model import ids
+from geres.model.nearest import did_you_mean
 from geres.model.units import parse_duration, parse_size, parse_time
 
 _MOST_CHARACTERS = 2000
@@ -48,6 +49,7 @@ class Field:
     kind: Kind
     sql: str = ""
     keys: bool = False
+    words: tuple[str, ...] = ()  #: the only texts that it can be; empty: any
 
 
 @dataclass(frozen=True)
@@ -239,8 +241,9 @@ class _Reader:
             return _Name(owner, path)
         if known:
             self.refuse(f"{whole} needs a key, like {whole}.KEY", node)
-        names = ", ".join(sorted(n + ".KEY" if f.keys else n for n, f in self.fields.items()))
-        self.refuse(f"{whole!r} is no known name; known are {names}", node)
+        names = sorted(n + ".KEY" if f.keys else n for n, f in self.fields.items())
+        hint = did_you_mean(whole, names) or f"; there are {', '.join(names)}"
+        self.refuse(f"{whole!r} is no known name{hint}", node)
 
     def dotted(self, node: ast.expr) -> tuple[str, ...]:
         match node:
@@ -259,9 +262,12 @@ class _Reader:
         value = self.constant(node)
         if value is None:
             return None
-        kind = name.field.kind
+        kind, words, path = name.field.kind, name.field.words, ".".join(name.path)
         try:
-            return _store_literal(kind, value, ".".join(name.path))
+            if words and isinstance(value, str) and value not in words:
+                hint = did_you_mean(value, words) or f"; there are {', '.join(words)}"
+                raise Invalid(f"{path} is never {value!r}{hint}")
+            return _store_literal(kind, value, path)
         except Invalid as error:
             self.refuse(str(error), node)
 

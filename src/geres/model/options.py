@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any, TypeVar
 
 import msgspec
 
 from geres.errors import Invalid
+from geres.model.nearest import nearest
 from geres.model.specs import check_priority, check_row, check_spec
 from geres.model.tasks import HIGHEST_PRIORITY, LOWEST_PRIORITY, PRIORITIES, Retry, TaskRow, TaskSpec
 from geres.model.units import parse_cpus, parse_duration, parse_size
@@ -87,8 +87,8 @@ def row_from_options(options: Mapping[str, Any], defaults: TaskSpec, *, field: s
 def unknown_option(name: str, also: Iterable[str] = (), field: str = "") -> Invalid:
     """The refusal of an unknown option, with the nearest one that exists."""
     known = sorted({*_PARSED, *_RETRY_OPTIONS, *_SPEC_NAMES, *also})
-    near = get_close_matches(name, known, n=1)
-    return _invalid(field + name, "is no option" + (f"; did you mean {near[0]!r}?" if near else ""))
+    near = nearest(name, known)
+    return _invalid(field + name, "is no option" + (f"; did you mean {near!r}?" if near else ""))
 
 
 def typed(kind: type[T], fields: dict[str, Any], field: str) -> T:

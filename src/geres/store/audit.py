@@ -8,11 +8,13 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from geres.errors import Invalid
+from geres.errors import BY_CODE, Invalid
 from geres.model.callers import Caller
 from geres.model.ids import job_of, number_of
+from geres.model.nearest import did_you_mean
 from geres.model.tenants import AuditEntry, AuditPage, AuditQuery
 from geres.model.units import parse_time, rfc3339
+from geres.store import known
 from geres.store.database import Tx
 from geres.store.sql import statements
 
@@ -79,7 +81,7 @@ def _short(target: str | None) -> str | None:
 def list_audit(tx: Tx, caller: Caller, query: AuditQuery) -> AuditPage:
     """One page, newest first.  An admin sees all tenants, but for one who works in another, others their own.
 
-    Raises Invalid.
+    Raises Invalid, or where there is no entry NotFound for a user who is not there.
     """
     if not 1 <= query.limit <= _MOST_ON_PAGE:
         raise Invalid(f"limit: {query.limit} is not between 1 and {_MOST_ON_PAGE}", field="limit")
@@ -94,6 +96,9 @@ def list_audit(tx: Tx, caller: Caller, query: AuditQuery) -> AuditPage:
     elif query.action is not None:
         where, parameters["action"] = where + " AND a.action = :action", query.action
     if query.result is not None:
+        if query.result not in (words := ["ok", *BY_CODE]):
+            hint = did_you_mean(query.result, words) or "; it is ok, or a code like denied"
+            raise Invalid(f"result: {query.result!r} is no result{hint}", field="result")
         where, parameters["result"] = where + " AND a.result = :result", query.result
     if query.since is not None:
         where, parameters["since"] = where + " AND a.at >= :since", parse_time(query.since, "since")
@@ -104,6 +109,8 @@ def list_audit(tx: Tx, caller: Caller, query: AuditQuery) -> AuditPage:
             raise Invalid("cursor: is not one that this server gave", field="cursor")
         where, parameters["before"] = where + " AND a.id < :before", int(query.cursor)
     rows = tx.text(statements("sqlite")["select_audit"].replace("/* where */", where), parameters)
+    if not rows and query.cursor is None and query.user is not None:
+        known.check_user(tx, caller, query.user, everywhere="tenant_id" not in parameters)
     more, rows = len(rows) > query.limit, rows[: query.limit]
     items = [
         AuditEntry(

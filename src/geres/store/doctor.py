@@ -11,6 +11,7 @@ from geres.model.units import rfc3339
 from geres.store import unreadable
 from geres.store.database import Tx
 from geres.store.invariants import check_invariants
+from geres.store.tokens import LOCAL_TENANT
 
 _MOST = 50  #: findings of one kind
 _STUCK_US = 10 * 60 * 1_000_000
@@ -22,8 +23,9 @@ def ping(tx: Tx) -> None:
 
 
 def findings(tx: Tx, *, now_us: int) -> list[Finding]:
-    """What a look at some rows shows: records that were set aside or cannot be read, unanswered wishes."""
-    return [*_quarantined(tx), *_unreadable(tx), *_stuck(tx, now_us)]
+    """What a look at some rows shows: records that were set aside or cannot be read, unanswered wishes, pools
+    in which nothing can start."""
+    return [*_quarantined(tx), *_unreadable(tx), *_stuck(tx, now_us), *_at_rest(tx)]
 
 
 def _quarantined(tx: Tx) -> Iterator[Finding]:
@@ -57,6 +59,20 @@ def _stuck(tx: Tx, now_us: int) -> Iterator[Finding]:
             text=f"task {show_task(key)} was asked to {word}, and node {node} has not answered",
             next=f"geres cancel --force {show_task(key)}" if word == "cancel" else f"geres node show {node}",
         )
+
+
+def _at_rest(tx: Tx) -> Iterator[Finding]:
+    for row in tx.all("pools_without_taker", limit=_MOST):
+        pool, waiting, draining = row["pool"], row["waiting"], row["draining"]
+        of = f"pool {pool}" if row["tenant"] == LOCAL_TENANT else f"pool {pool} of tenant {row['tenant']}"
+        waits = "" if waiting is None else f"tasks wait for a node of {of} (like {show_task(waiting)}), and "
+        if draining is not None:
+            many = f" and {row['connected'] - 1} more" if row["connected"] > 1 else ""
+            text = f"{waits}every node of {of} is drained, so that nothing starts there: {draining}{many}"
+            yield Finding(kind="pool", id=pool, text=text, next=f"geres node undrain {draining}")
+        elif waiting is not None:
+            move = f"geres edit {show_task(waiting)} pool=NAME, or geres agent --pool {pool}"
+            yield Finding(kind="pool", id=pool, text=f"{waits}none is connected", next=move)
 
 
 __all__ = ["check_invariants", "findings", "ping"]

@@ -12,10 +12,11 @@ from geres.errors import Changed, Conflict, Denied, Invalid, JobFinished, NotFou
 from geres.model.callers import Caller
 from geres.model.ids import parse_job, task_key
 from geres.model.jobs import DEFAULT_JOB, Counts, Job, JobDetail, JobPage, JobPatch, JobSpec, KnownJobSpec
+from geres.model.nearest import did_you_mean
 from geres.model.specs import check_job
 from geres.model.states import JobState, Outcome, Reason
 from geres.model.units import rfc3339
-from geres.store import below, show
+from geres.store import below, known, show
 from geres.store.database import Row, Tx
 from geres.store.ends import CANCELLED, cancel_waiting, end_job
 from geres.store.job_counts import counts_of_jobs
@@ -85,7 +86,10 @@ def get_short(tx: Tx, job_id: int) -> Job:
 
 
 def list_jobs(tx: Tx, caller: Caller, query: JobQuery) -> JobPage:
-    """One page of the jobs that match, newest first.  Raises Invalid."""
+    """One page of the jobs that match, newest first.
+
+    Raises Invalid, or where nothing matches NotFound for a user who is not there.
+    """
     if not 1 <= query.limit <= 10_000:
         raise Invalid(f"limit: {query.limit} is not between 1 and 10000", field="limit")
     where, parameters = "", {"tenant_id": caller.tenant_id}
@@ -112,6 +116,8 @@ def list_jobs(tx: Tx, caller: Caller, query: JobQuery) -> JobPage:
         where, more["before"] = where + " AND j.id < :before", before
     text = statements("sqlite")["select_job_ids"].replace("/* where */", where)
     rows = tx.text(text, {**parameters, **more, "limit": query.limit + 1})
+    if not rows and query.cursor is None:
+        known.check_names(tx, caller, user=query.user)
     ids = [row["id"] for row in rows[: query.limit]]
     cursor = str(ids[-1]) if len(rows) > query.limit else None
     return JobPage(items=_many(tx, ids), next_cursor=cursor, matched=matched)
@@ -126,8 +132,9 @@ def _states(text: str) -> list[JobState]:
         try:
             states.append(JobState(word.strip()))
         except ValueError:
-            known = ", ".join([*JobState, "open"])
-            raise Invalid(f"state: {word!r} is no state of a job; known are {known}", field="state") from None
+            words = [*JobState, "open"]
+            hint = did_you_mean(word, words) or f"; there are {', '.join(words)}"
+            raise Invalid(f"state: {word!r} is no state of a job{hint}", field="state") from None
     return states
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from geres.errors import Denied, OverQuota
 from geres.model.callers import RANK, Caller
 from geres.model.quotas import EACH, Amounts, Quota, SetQuota, What, check, merge
-from geres.store import audit, show
+from geres.store import audit, known, show
 from geres.store.database import Tx
 from geres.store.sharing import set_cap
 
@@ -84,7 +84,14 @@ def list_quotas(tx: Tx, caller: Caller, user: str | None = None) -> list[Quota]:
     no other's.
 
     There is always one of the tenant and one of the caller, if without limits: they tell what is used.
+    Raises NotFound for a user who is not there.
     """
+    if user not in (None, EACH):
+        known.check_user(tx, caller, user or "")
+    return _list(tx, caller, user)
+
+
+def _list(tx: Tx, caller: Caller, user: str | None) -> list[Quota]:
     limits, use = read(tx, caller.tenant_id), use_of(tx, caller.tenant_id)
     if user is None and RANK.get(caller.role, 0) < RANK["operator"]:
         user = caller.subject
@@ -101,16 +108,23 @@ def list_quotas(tx: Tx, caller: Caller, user: str | None = None) -> list[Quota]:
     ]
 
 
-def set_quota(tx: Tx, caller: Caller, change: SetQuota, *, now_us: int) -> list[Quota]:
-    """Set or take away limits; what is there stays, and nothing more comes.  Raises Invalid, Denied."""
+def set_quota(
+    tx: Tx, caller: Caller, change: SetQuota, *, now_us: int, users_come: bool = False
+) -> list[Quota]:
+    """Set or take away limits; what is there stays, and nothing more comes.
+
+    Raises Invalid, Denied, and NotFound for a user who is not there, unless `users_come` by themselves.
+    """
     check(change)
     if RANK.get(caller.role, 0) < RANK["operator"]:
         raise Denied("only an operator sets quotas", role=caller.role)
+    if change.user not in (None, EACH) and not users_come:
+        known.check_user(tx, caller, change.user or "")
     for what, most in change.given().items():
         set_cap(tx, caller.tenant_id, "quota", f"{what}:{change.user or ''}", most)
     facts: dict[str, Any] = dict(change.given().items())
     audit.write(tx, caller, "quota.set", change.user or caller.tenant, now_us=now_us, **facts)
-    return list_quotas(tx, caller, change.user)
+    return _list(tx, caller, change.user)
 
 
 def check_added(tx: Tx, caller: Caller, owner: str, *, tasks: int = 0, jobs: int = 0) -> None:

@@ -13,10 +13,11 @@ from msgspec import Struct
 from geres.errors import Invalid
 from geres.model.callers import Caller
 from geres.model.expressions import Field, is_storable, to_sql
-from geres.model.states import FINAL, ON_NODE, WAITING, TaskState
+from geres.model.nearest import did_you_mean
+from geres.model.states import FINAL, ON_NODE, WAITING, Reason, TaskState
 from geres.model.tasks import PartPage, TaskPage
 from geres.model.units import parse_time
-from geres.store import show, task_fields
+from geres.store import known, show, task_fields
 from geres.store.below import TASKS_BELOW
 from geres.store.database import Tx
 from geres.store.job_counts import count_states
@@ -30,8 +31,8 @@ FILTER_FIELDS: dict[str, Field] = {
     "job_id": Field("job", "t.job_id"),
     "job": Field("job", "t.job_id"),
     "job_name": Field("text", "j.name"),
-    "state": Field("text", "t.state"),
-    "reason": Field("text", "t.reason"),
+    "state": Field("text", "t.state", words=tuple(TaskState)),
+    "reason": Field("text", "t.reason", words=tuple(Reason)),
     "name": Field("text", "t.name"),
     "item": Field("text", "t.item"),
     "submitted_by": Field("text", "t.submitted_by"),
@@ -170,7 +171,8 @@ class _Where:
 def list_tasks(tx: Tx, caller: Caller, query: TaskQuery, *, job_id: int | None) -> TaskPage | PartPage:
     """One page of the tasks that match, with the cursor of the next one.
 
-    Pages do not repeat a task while others are added.  `job_id` is what `query.job` means.  Raises Invalid.
+    Pages do not repeat a task while others are added.  `job_id` is what `query.job` means.  Raises Invalid,
+    or where nothing matches NotFound for a job, user, node or pool that is not there.
     """
     if not 1 <= query.limit <= MOST_ON_PAGE:
         raise Invalid(f"limit: {query.limit} is not between 1 and {MOST_ON_PAGE}", field="limit")
@@ -191,6 +193,8 @@ def list_tasks(tx: Tx, caller: Caller, query: TaskQuery, *, job_id: int | None) 
     columns = ", ".join(f"{column} AS c{i}" for i, column in enumerate([*order.columns, *shown]))
     sql = _fill(tx, "select_task_ids", where.text, order.sql(), columns)
     found = tx.text(sql, {"tenant_id": caller.tenant_id, "limit": query.limit + 1, **where.parameters})
+    if not found and query.cursor is None:
+        known.check_names(tx, caller, user=query.user, node=query.node, pool=query.pool, job_id=job_id)
     more, found = len(found) > query.limit, found[: query.limit]
     cursor = None
     if more:
@@ -219,8 +223,9 @@ def _states(query: TaskQuery) -> frozenset[TaskState] | None:
         try:
             states.add(TaskState(word))
         except ValueError:
-            known = ", ".join([*TaskState, *_WORDS])
-            raise Invalid(f"state: {word!r} is no state; known are {known}", field="state") from None
+            words = [*TaskState, *_WORDS]
+            hint = did_you_mean(word, words) or f"; there are {', '.join(words)}"
+            raise Invalid(f"state: {word!r} is no state{hint}", field="state") from None
     return frozenset(states)
 
 
@@ -284,8 +289,9 @@ def _order(query: TaskQuery, states: frozenset[TaskState] | None) -> tuple[_Orde
         return _Order(["t.priority", "t.seq", "t.id"], [True, False, False]), word
     down, name = word.startswith("-"), word.removeprefix("-")
     if name not in _SORTS:
-        known = ", ".join([*_SORTS, "queue"])
-        raise Invalid(f"sort: {name!r} is no field to sort by; known are {known}", field="sort")
+        names = [*_SORTS, "queue"]
+        hint = did_you_mean(name, names) or f"; there are {', '.join(names)}"
+        raise Invalid(f"sort: {name!r} is no field to sort by{hint}", field="sort")
     if name == "id":
         return _Order(["t.id"], [down]), word
     return _Order([_SORTS[name], "t.id"], [down, down]), word

@@ -10,7 +10,7 @@ from geres.model.callers import Caller
 from geres.model.demand import Demand
 from geres.model.ids import job_of, parse_job, parse_numbers, parse_task, show_task, task_key
 from geres.model.jobs import DEFAULT_JOB, Found
-from geres.model.states import TaskState
+from geres.model.states import JobState, TaskState
 from geres.model.tasks import Task, TaskDetail
 from geres.store import show
 from geres.store.below import reached, sees_job
@@ -113,6 +113,18 @@ def find_job_id(tx: Tx, caller: Caller, ref: str) -> int | None:
     else:
         found = tx.value("find_job_by_name", tenant_id=caller.tenant_id, subject=caller.subject, name=ref)
     return None if found is None or not sees_job(tx, caller, int(found)) else int(found)
+
+
+def job_that_ends(tx: Tx, caller: Caller, ref: str) -> int | None:
+    """The job that an id or name means, if it has not ended and ends by itself with its tasks."""
+    try:
+        job_id = find_job_id(tx, caller, ref)
+    except NotFound:
+        return None
+    row = None if job_id is None else tx.all("show_jobs", job_ids=[job_id])[0]
+    if row is None or JobState(row["state"]).final:
+        return None
+    return job_id if row["on_all_complete"] == "terminate" or row["state"] == JobState.CLOSING else None
 
 
 def keys_of(tx: Tx, caller: Caller, ref: str, *, only_open: bool = False) -> list[int]:

@@ -14,7 +14,7 @@ from geres.model.identity import Identity
 from geres.model.ids import parse_job
 from geres.model.tenants import CreateToken, MadeToken, RotateToken, Token, TokenQuery
 from geres.model.units import rfc3339
-from geres.store import audit, sharing
+from geres.store import audit, known, sharing
 from geres.store.database import Row, Tx
 from geres.store.tenants import check_rank, check_user_name, no_user
 
@@ -163,12 +163,17 @@ def create(tx: Tx, caller: Caller, spec: CreateToken, *, now_us: int) -> MadeTok
 
 
 def list_tokens(tx: Tx, caller: Caller, query: TokenQuery, *, now_us: int) -> list[Token]:
-    """Tokens of the caller, and for an operator those of the tenant; oldest first."""
+    """Tokens of the caller, and for an operator those of the tenant; oldest first.
+
+    Raises NotFound, Denied.
+    """
     subject = query.user
     if RANK.get(caller.role, 0) < RANK["operator"]:
         subject = caller.subject
         if query.user not in (None, subject):
             raise Denied("only operators and admins see the tokens of others")
+    if subject is not None:
+        known.check_user(tx, caller, subject)
     rows = tx.all(
         "list_tokens", tenant_id=caller.tenant_id, subject=subject, everything=int(query.all), now_us=now_us
     )
@@ -249,11 +254,9 @@ def _lock_user(tx: Tx, caller: Caller, name: str) -> Row:
 
 
 def _insert(tx: Tx, caller: Caller, *, now_us: int, **fields: Any) -> MadeToken:
-    if (
-        tx.value("count_tokens", tenant_id=caller.tenant_id, subject=fields["subject"], now_us=now_us)
-        >= _MOST
-    ):
-        raise Conflict(f"{fields['subject']} has {_MOST} tokens that are good: revoke those that nobody uses")
+    user = fields["subject"]
+    if tx.value("count_tokens", tenant_id=caller.tenant_id, subject=user, now_us=now_us) >= _MOST:
+        raise Conflict(f"{user} has {_MOST} tokens that are good: revoke those that nobody uses")
     secret = _WORD + secrets.token_urlsafe(32)
     token_id = tx.value(
         "create_token",
