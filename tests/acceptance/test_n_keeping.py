@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -109,6 +110,76 @@ def test_u141_what_is_no_backup_is_refused_and_nothing_is_unpacked(tmp_path):
         assert done.stderr.count("\n") == 1
     assert not (home / "geres.db").exists()
     assert not (tmp_path / "escaped").exists()
+
+
+def test_u141_nothing_of_a_database_that_was_moved_away_comes_into_a_restored_one(make_cluster, tmp_path):
+    """What SQLite had not yet moved from the log into the file would be replayed over the backup."""
+    cluster = make_cluster(flags=("--no-agent",))
+    file = tmp_path / "geres.tar"
+    cluster.run("store", "backup", str(file), check=True)
+    submit(cluster, "--", "echo", "after the backup")
+    for part in ("up", "server"):
+        cluster.kill(part)
+    log = cluster.home / "geres.db-wal"
+    assert log.stat().st_size
+    (cluster.home / "geres.db").rename(tmp_path / "broken.db")
+
+    refused = geres_(cluster.home, "store", "restore", file)
+    assert refused.returncode == 5
+    assert "geres.db-wal exists already" in refused.stderr
+    assert not (cluster.home / "geres.db").exists()
+
+    log.rename(tmp_path / "broken.db-wal")
+    assert geres_(cluster.home, "store", "restore", file).returncode == 0
+    cluster.start()
+    assert shown(cluster, "tasks") == []
+
+
+def test_u141_a_restored_home_is_for_its_owner_alone(make_cluster, tmp_path):
+    cluster = make_cluster()
+    fill(cluster)
+    file, home = tmp_path / "geres.tar", tmp_path / "other"
+    cluster.run("store", "backup", str(file), check=True)
+    home.mkdir(mode=0o755)
+    with tarfile.open(file) as archive:
+        assert {one.mode & 0o077 for one in archive.getmembers()} == {0}
+    assert geres_(home, "store", "restore", file, umask=0o022).returncode == 0
+    there = [path for path in home.rglob("*") if "blobs" in path.parts or path.name != "logs"]
+    assert {path for path in there if path.stat().st_mode & 0o077} == set()
+
+
+def test_u141_a_restore_that_does_not_fit_leaves_no_database_and_can_be_repeated(make_cluster, tmp_path):
+    cluster = make_cluster(flags=("--no-agent",))
+    file, home = tmp_path / "geres.tar", tmp_path / "other"
+    cluster.run("store", "backup", str(file), check=True)
+
+    def small_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+
+    refused = geres_(home, "store", "restore", file, preexec_fn=small_files)
+    assert refused.returncode == 7
+    assert f"{file} could not be restored into {home}: File too large" in refused.stderr
+    assert not list(home.glob("geres.db*[!k]"))  # but for the lock
+
+    refused = geres_(cluster.home, "store", "backup", tmp_path / "b.tar", preexec_fn=small_files)
+    assert refused.returncode == 7
+    assert f"cannot be copied into {tmp_path}" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir() if "b.tar" in path.name or "backup" in path.name] == []
+
+    assert geres_(home, "store", "restore", file).returncode == 0
+    assert geres_(home, "store", "check").returncode == 0
+
+
+def test_u141_a_home_in_use_is_not_restored_into(make_cluster, fresh_postgres, tmp_path):
+    source = make_cluster(flags=("--no-agent",))
+    file = tmp_path / "geres.tar"
+    source.run("store", "backup", str(file), check=True)
+    cluster = make_cluster(store="postgres", flags=("--no-agent",))
+    token = cluster.token
+    refused = cluster.run("store", "restore", str(file))
+    assert refused.returncode == 5
+    assert "geres down" in refused.stderr
+    assert cluster.token == token
 
 
 def test_u141_check_finds_damage_and_outputs_that_are_gone(make_cluster, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import resource
 import socket
 import sqlite3
 import stat
@@ -12,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from geres.errors import Conflict, Invalid
+from geres.errors import Conflict, Invalid, StoreUnavailable
 from geres.model.callers import Role
 from geres.model.wire import Frame
+from geres.server import opening
 from geres.store import tokens
 from geres.store.database import Tx, open_database
 from tests.api.world import Agent, Api
@@ -226,6 +228,28 @@ def test_a_file_that_is_no_database_is_refused_and_left_alone(tmp_path: Path) ->
 
     assert caught.value.exit_status == 2
     assert (tmp_path / "geres.db").read_text().startswith("this is my diary")
+
+
+def test_a_copy_that_does_not_fit_on_the_disk_is_not_half_there(tmp_path: Path) -> None:
+    path = tmp_path / "geres.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript(
+            "CREATE TABLE schema_version (version INTEGER); INSERT INTO schema_version VALUES (1);"
+            "CREATE TABLE much (data BLOB); INSERT INTO much VALUES (zeroblob(1000000));"
+        )
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, hard))  # as a full disk does, for this process
+    try:
+        with pytest.raises(StoreUnavailable, match="can be kept before its migration"):
+            opening.keep_copy(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [one.name for one in tmp_path.iterdir()] == ["geres.db"]
+
+    copy = opening.keep_copy(path)
+    assert copy == tmp_path / "geres.db.schema-1"
+    assert copy.stat().st_size >= 1_000_000
+    assert copy.stat().st_mode & 0o077 == 0
 
 
 def test_a_database_of_a_newer_program_is_refused_and_the_copy_named(tmp_path: Path) -> None:

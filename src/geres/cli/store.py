@@ -10,8 +10,10 @@ from pathlib import Path
 import click
 
 from geres import config
+from geres.cli import home as homes
 from geres.cli.main import group
 from geres.cli.output import escape, pretty_json, say, write_line
+from geres.errors import Conflict
 from geres.model.units import show_size
 
 store = group("store", help="Back up, check and move a store.")
@@ -39,8 +41,11 @@ def restore(file: Path) -> None:
     """Unpack a backup into this home, which must hold no database; `geres up` goes on with it."""
     from geres.server import keeping
 
-    names = keeping.restore(file, config.home())
-    say(f"restored {', '.join(names)} into {config.home()}; `geres up` starts it")
+    home = config.home()
+    if homes.is_locked(home):
+        raise Conflict(f"a `geres up` runs in {home}; `geres down` stops it")
+    names = keeping.restore(file, home)
+    say(f"restored {', '.join(names)} into {home}; `geres store check` looks at it, `geres up` starts it")
 
 
 @click.command()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
 import os
 import sqlite3
 import tarfile
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from geres import config
 from geres.blobs.folder import FolderBlobs
 from geres.errors import Conflict, Invalid, NotFound, StoreUnavailable
+from geres.files import sync_folder
 from geres.server import opening
 from geres.server.clock import wall_us
 from geres.store import invariants, migrate, move
@@ -65,6 +68,7 @@ def back_up(url: str, home: Path, file: Path) -> dict[str, int]:
                 out.flush()
                 os.fsync(out.fileno())
         part.replace(file)
+        sync_folder(file.absolute().parent)
     except OSError as error:
         raise StoreUnavailable(f"{file} cannot be written: {error.strerror or error}") from error
     finally:
@@ -81,7 +85,8 @@ def _snapshot(path: Path, target: Path) -> None:
             source.backup(copy)  # in one step: in pieces it would begin again whenever a server writes
             copy.execute("PRAGMA journal_mode = DELETE")
     except sqlite3.Error as error:
-        raise StoreUnavailable(f"{path} cannot be copied: {error}") from error
+        raise StoreUnavailable(f"{path} cannot be copied into {target.parent.parent}: {error}") from error
+    target.chmod(0o600)
 
 
 def _add_files(archive: tarfile.TarFile, home: Path) -> int:
@@ -112,31 +117,57 @@ def _add(archive: tarfile.TarFile, path: Path, name: str, content: bytes | None)
 def restore(file: Path, home: Path) -> list[str]:
     """Unpack a backup into a home that has no database.  Returns the names at its top.
 
-    Raises Conflict where there is one, Invalid for a file that is no backup.
+    Raises Conflict where there is one, Invalid for a file that is no backup, StoreUnavailable where the home
+    cannot be written.  What was cut off can be repeated: the database comes last, and as a whole.
     """
     database = home / _DATABASE
-    if database.exists():
-        raise Conflict(f"{database} exists already; `geres down`, move it away, or restore into another home")
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        with tarfile.open(file) as archive:
-            known = {_DATABASE, _BLOBS, *_FILES}
-            members = archive.getmembers()
-            if not any(one.name == _DATABASE for one in members):
-                raise Invalid(f"{file} is no backup of `geres store backup`: it holds no {_DATABASE}")
-            for one in members:
-                if one.name.split("/")[0] not in known or not one.isfile():
-                    raise Invalid(f"{file} is no backup of `geres store backup`: it holds {one.name[:80]!r}")
-            # The database last: a restore that was cut off leaves none, and can be repeated.
-            for one in sorted(members, key=lambda one: one.name == _DATABASE):
-                archive.extract(one, home, filter="data")
-    except (tarfile.TarError, EOFError) as error:
-        raise Invalid(f"{file} cannot be read as a tar archive: {error}") from None
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with opening.held(database):
+            _check_no_database(database)
+            with tarfile.open(file) as archive:
+                return _unpack(archive, file, home)
     except FileNotFoundError:
         raise NotFound(f"{file}: there is no such file", path=str(file)) from None
-    for name in _FILES:
-        with contextlib.suppress(FileNotFoundError):
-            (home / name).chmod(0o600)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise Invalid(f"{file} cannot be read as a tar archive: {error}") from None
+    except OSError as error:
+        raise StoreUnavailable(
+            f"{file} could not be restored into {home}: {error.strerror or error}; mend that and try again"
+        ) from error
+
+
+def _check_no_database(database: Path) -> None:
+    """Raise Conflict where there is one, or the log of one, which SQLite would add to the restored file."""
+    for there in (database, *(database.with_name(f"{_DATABASE}{end}") for end in ("-wal", "-journal"))):
+        if there.exists():
+            raise Conflict(
+                f"{there} exists already; `geres down`, move {_DATABASE}, {_DATABASE}-wal and {_DATABASE}-shm"
+                " away together, or restore into another home"
+            )
+
+
+def _unpack(archive: tarfile.TarFile, file: Path, home: Path) -> list[str]:
+    """All for this account alone, whatever the archive says, and the database last."""
+    known = {_DATABASE, _BLOBS, *_FILES}
+    members = archive.getmembers()
+    if not any(one.name == _DATABASE for one in members):
+        raise Invalid(f"{file} is no backup of `geres store backup`: it holds no {_DATABASE}")
+    for one in members:
+        if one.name.split("/")[0] not in known or not one.isfile():
+            raise Invalid(f"{file} is no backup of `geres store backup`: it holds {one.name[:80]!r}")
+    part = home / f"{_DATABASE}.part"
+    umask = os.umask(0o077)
+    try:
+        for one in sorted(members, key=lambda one: one.name == _DATABASE):
+            name = part.name if one.name == _DATABASE else one.name
+            archive.extract(one.replace(name=name, mode=0o600, deep=False), home, filter="data")
+        os.sync()  # all else is on the disk before the database is there
+        part.replace(home / _DATABASE)
+        sync_folder(home)
+    finally:
+        os.umask(umask)
+        part.unlink(missing_ok=True)
     return sorted({one.name.split("/")[0] for one in members})
 
 

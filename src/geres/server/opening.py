@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from geres.errors import Conflict, Invalid, StoreUnavailable
+from geres.files import sync_folder
 from geres.mounts import network_file_system
 from geres.store import migrate, move, servers, sharing, tokens, unreadable
 from geres.store.database import Database, Tx, open_database
@@ -129,6 +130,8 @@ def _lock(path: Path, patience_seconds: float = 0.0) -> IO[str]:
         file = open(f"{path}.lock", "a+")  # noqa: SIM115 - open as long as the server runs
     except OSError as error:
         raise Invalid(f"store: {path} cannot be written: {error.strerror}", field="store") from None
+    with contextlib.suppress(OSError):
+        os.fchmod(file.fileno(), 0o600)  # who may read it may also hold it
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -157,8 +160,20 @@ def keep_copy(path: Path) -> Path | None:
         if current in (0, migrate.newest_version()):
             return None
         copy = path.with_name(f"{path.name}.schema-{current}")
-        with contextlib.closing(sqlite3.connect(copy)) as target:
-            source.backup(target)
+        part = copy.with_name(f"{copy.name}.part")
+        try:
+            part.unlink(missing_ok=True)
+            with contextlib.closing(sqlite3.connect(part)) as target:
+                source.backup(target)
+            part.chmod(0o600)
+            part.replace(copy)
+            sync_folder(copy.parent)
+        except (sqlite3.Error, OSError) as error:
+            part.unlink(missing_ok=True)
+            raise StoreUnavailable(
+                f"no copy of {path} can be kept before its migration ({error}); it needs as much room on that"
+                " disk again; nothing was changed"
+            ) from error
         return copy
 
 
