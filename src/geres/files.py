@@ -1,10 +1,14 @@
-"""Files that are whole or not there, and for their owner alone."""
+"""Files that are whole or not there, for their owner alone; and what is no database."""
 
 from __future__ import annotations
 
 import os
 import secrets
 from pathlib import Path
+
+from geres.errors import Invalid
+
+_SQLITE_HEADER = b"SQLite format 3\0"
 
 
 def write_private(path: Path, text: str) -> None:
@@ -29,3 +33,18 @@ def sync_folder(path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def check_database(path: Path) -> None:
+    """Raise Invalid where the file is there and no database."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_SQLITE_HEADER))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Invalid(f"store: {path} cannot be read: {error.strerror}", field="store") from None
+    if head and head != _SQLITE_HEADER:
+        raise Invalid(
+            f"store: {path} is no database of geres; move it away, or name another --store", field="store"
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.acceptance.acts import (
-    Gate,
     eventually,
     fresh_job,
     most_at_once,
@@ -22,14 +21,6 @@ def cluster(request):
     flags = ("--resource", "disk_io=4", "--label", "site=north", "--name", "node-one")
     with own_cluster(request, cpus=2, flags=flags) as started:
         yield started
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A command that lasts until the test, or its end, opens it."""
-    made = Gate(tmp_path)
-    yield made
-    made.open()
 
 
 def infos(cluster, ids):

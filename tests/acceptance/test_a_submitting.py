@@ -14,14 +14,6 @@ import pytest
 from tests.acceptance.acts import Gate, eventually, shown, submit, wait_for_state
 
 
-@pytest.fixture
-def gate(tmp_path):
-    """A command that lasts until the test, or its end, opens it."""
-    made = Gate(tmp_path)
-    yield made
-    made.open()
-
-
 def http(cluster, method, path, body=None, token=None, **headers):
     """Status and JSON of a plain request, by a client that is none of ours."""
     request = urllib.request.Request(

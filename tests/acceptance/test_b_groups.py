@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from tests.acceptance.acts import Gate, eventually, shown, states, submit, wait_for_state
+from tests.acceptance.acts import eventually, shown, states, submit, wait_for_state
 
 
 @pytest.fixture
 def cluster(any_cluster):
     return any_cluster
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A command that lasts until the test, or its end, opens it."""
-    made = Gate(tmp_path)
-    yield made
-    made.open()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.acceptance.acts import (
-    Gate,
     eventually,
     fresh_job,
     most_at_once,
@@ -23,14 +22,6 @@ GIB = 1 << 30
 def cluster(request):
     with own_cluster(request, cpus=4, flags=("--memory", "10G")) as started:
         yield started
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A command that lasts until the test, or its end, opens it."""
-    made = Gate(tmp_path)
-    yield made
-    made.open()
 
 
 def fill(cluster, gate):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.acceptance.acts import (
-    Gate,
     eventually,
     fresh_job,
     own_cluster,
@@ -13,14 +12,6 @@ from tests.acceptance.acts import (
     submit,
     wait_for_state,
 )
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A command that lasts until the test, or its end, opens it."""
-    made = Gate(tmp_path)
-    yield made
-    made.open()
 
 
 def why(cluster, what):

@@ -12,20 +12,12 @@ import time
 import psutil
 import pytest
 
-from tests.acceptance.acts import Gate, eventually, shown, submit, wait_for_state
+from tests.acceptance.acts import eventually, shown, submit, wait_for_state
 from tests.cluster import GERES
 
 MIB = 1 << 20
 #: More than this above where it began is not flat.
 MOST_GROWTH_BYTES = 64 * MIB
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A command that lasts until the test, or its end, opens it."""
-    made = Gate(tmp_path)
-    yield made
-    made.open()
 
 
 class Watch:

@@ -10,15 +10,7 @@ import time
 import psutil
 import pytest
 
-from tests.acceptance.acts import Gate, eventually, fresh_job, shown, states, submit, wait_for_state
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A command that lasts until the test, or its end, opens it."""
-    made = Gate(tmp_path)
-    yield made
-    made.open()
+from tests.acceptance.acts import eventually, fresh_job, shown, states, submit, wait_for_state
 
 
 def show(cluster, task):

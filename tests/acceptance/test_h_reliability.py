@@ -9,15 +9,7 @@ import sqlite3
 import pytest
 
 from geres.model.ids import task_key
-from tests.acceptance.acts import Gate, eventually, shown, submit, wait_for_state
-
-
-@pytest.fixture
-def gate(tmp_path):
-    """A command that lasts until the test, or its end, opens it."""
-    made = Gate(tmp_path)
-    yield made
-    made.open()
+from tests.acceptance.acts import eventually, shown, submit, wait_for_state
 
 
 def key_of(task):

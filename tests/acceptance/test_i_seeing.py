@@ -16,14 +16,6 @@ from tests.acceptance.acts import Gate, eventually, shown, submit, wait_for_stat
 from tests.acceptance.configured import cluster_with
 
 
-@pytest.fixture
-def gate(tmp_path):
-    """A command that lasts until the test, or its end, opens it."""
-    made = Gate(tmp_path)
-    yield made
-    made.open()
-
-
 @pytest.fixture(scope="module")
 def mixed(cluster):
     """Ids of tasks that ended in different ways, in two jobs, all with the metadata `set=mixed`."""

@@ -12,17 +12,9 @@ import tarfile
 import time
 
 import psycopg
-import pytest
 
-from tests.acceptance.acts import Gate, eventually, shown, submit, wait_for_state
+from tests.acceptance.acts import eventually, shown, submit, wait_for_state
 from tests.cluster import GERES, Cluster, clean_environment, free_port
-
-
-@pytest.fixture
-def gate(tmp_path):
-    made = Gate(tmp_path)
-    yield made
-    made.open()
 
 
 def fill(cluster):

@@ -11,7 +11,6 @@ import urllib.request
 import pytest
 
 from tests.acceptance.acts import (
-    Gate,
     another_node,
     attempts,
     eventually,
@@ -20,13 +19,6 @@ from tests.acceptance.acts import (
     submit,
     wait_for_state,
 )
-
-
-@pytest.fixture
-def gate(tmp_path):
-    made = Gate(tmp_path)
-    yield made
-    made.open()
 
 
 def ask(cluster, path):
@@ -61,20 +53,6 @@ def test_u141_a_server_without_its_store_says_that_it_is_not_ready(postgres_serv
         assert ask(cluster, "/healthz")[0] == 200  # no reason to start it again
         server.restart()
         eventually(lambda: ask(cluster, "/readyz")[0], lambda status: status == 200)
-
-
-@pytest.fixture
-def postgres_server_of_its_own():
-    from tests.conftest import missing
-    from tests.postgres import NoPostgres, PostgresServer
-
-    try:
-        server = PostgresServer()
-    except NoPostgres as error:
-        missing(str(error))
-        raise
-    yield server
-    server.stop()
 
 
 def test_u141_the_state_of_the_server_is_shown(any_cluster, gate):

@@ -16,18 +16,11 @@ import psutil
 import pytest
 
 import geres
-from tests.acceptance.acts import Gate, attempts, eventually, states, submit, wait_for_state
+from tests.acceptance.acts import attempts, eventually, states, submit, wait_for_state
 from tests.cluster import GERES
 from tests.compatibility.releases import World, current
 
 GAP_SECONDS = 2.0
-
-
-@pytest.fixture
-def gate(tmp_path):
-    made = Gate(tmp_path)
-    yield made
-    made.open()
 
 
 class Watcher:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from geres import Client, Task
 from geres.cli import main, task_options
+from geres.model.states import TaskState
+from tests.cluster import Cluster
 
 
 @dataclass
@@ -41,3 +44,19 @@ def geres(capfd: pytest.CaptureFixture[str]) -> Callable[..., Done]:
         return Done(status, said.out, said.err)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Client:
+    return cluster.client()
+
+
+@pytest.fixture
+def blocker(client: Client) -> Iterator[Task]:
+    """Takes the whole node, so that what comes behind it waits."""
+    task = client.submit(["sleep", "600"], exclusive=True)
+    while task.state is not TaskState.RUNNING:
+        assert not task.done()
+    yield task
+    client.cancel(task)  # unless the test has
+    task.wait(timeout=20)

@@ -4,32 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
 
 import pytest
 
-import geres
 from geres.errors import Conflict, Invalid, NotFound, TaskFailed, TimedOut
 from geres.model.states import JobState, Reason, TaskState
-from tests.cluster import Cluster
 
 _names = (f"job-{number}" for number in itertools.count())
-
-
-@pytest.fixture(scope="module")
-def client(cluster: Cluster) -> geres.Client:
-    return cluster.client()
-
-
-@pytest.fixture
-def blocker(client: geres.Client) -> Iterator[geres.Task]:
-    """Takes the whole node, so that what comes behind it waits."""
-    task = client.submit(["sleep", "600"], exclusive=True)
-    while task.state is not TaskState.RUNNING:
-        assert not task.done()
-    yield task
-    client.cancel(task)  # unless the test has
-    task.wait(timeout=20)
 
 
 def test_a_task_runs_and_tells_how_it_ended(client):

@@ -13,6 +13,7 @@ import pytest
 from geres.cli import home as homes
 from geres.cli.up import open_listener
 from geres.errors import Conflict, Invalid
+from geres.files import check_database
 
 MOUNTS = """\
 22 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
@@ -89,10 +90,10 @@ def test_a_database_that_is_none_is_one_clear_sentence(tmp_path, content, fine):
     if content is not None:
         path.write_bytes(content)
     if fine:
-        homes.check_database(path)
+        check_database(path)
     else:
         with pytest.raises(Invalid, match="is no database of geres"):
-            homes.check_database(path)
+            check_database(path)
 
 
 @pytest.fixture

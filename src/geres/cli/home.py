@@ -17,8 +17,6 @@ from geres.errors import Conflict, Invalid
 from geres.mounts import network_file_system
 from geres.sdk.discover import UpFile, is_alive, read_address
 
-_SQLITE_HEADER = b"SQLite format 3\0"
-
 
 def prepare(home: Path) -> None:
     """Make the folder, for its owner alone.  Raises Invalid where it cannot hold a cluster."""
@@ -48,21 +46,6 @@ def check_host(home: Path) -> None:
             f"{home} is in use by host {found.host} since {found.started_at}: give each host a GERES_HOME "
             f"of its own, or remove {home / 'address.json'} if that one is gone for good",
             host=found.host,
-        )
-
-
-def check_database(path: Path) -> None:
-    """Raise Invalid where the file is there and no database."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_SQLITE_HEADER))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise Invalid(f"store: {path} cannot be read: {error.strerror}", field="store") from None
-    if head and head != _SQLITE_HEADER:
-        raise Invalid(
-            f"store: {path} is no database of geres; move it away, or name another --store", field="store"
         )
 
 

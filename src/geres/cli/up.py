@@ -20,6 +20,7 @@ from geres.cli import home as homes
 from geres.cli.keeper import Keeper, end_supervisor, running_tasks
 from geres.cli.output import say, write_line
 from geres.errors import Conflict, Denied, GeresError, Invalid, NotFound, Unreachable
+from geres.files import check_database
 from geres.model.units import parse_cpus, parse_size, show_duration, show_size
 from geres.sdk.discover import AddressFile, is_alive, read_address
 
@@ -133,7 +134,7 @@ def _take(home: Path, store: str) -> IO[str]:
         named = ", ".join(f"{name} {pid}" for name, pid in left)
         raise Conflict(f"parts of an earlier geres still run in {home} ({named}); `geres down` stops them")
     if not store or store.startswith("sqlite:"):
-        homes.check_database(Path(store.removeprefix("sqlite:")) if store else home / "geres.db")
+        check_database(Path(store.removeprefix("sqlite:")) if store else home / "geres.db")
     return lock
 
 

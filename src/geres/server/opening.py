@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from geres.errors import Conflict, Invalid, StoreUnavailable
-from geres.files import sync_folder
+from geres.files import check_database, sync_folder
 from geres.mounts import network_file_system
 from geres.store import migrate, move, servers, sharing, tokens, unreadable
 from geres.store.database import Database, Tx, open_database
@@ -25,7 +25,6 @@ from geres.store.sql import Dialect
 log = logging.getLogger("geres.server.opening")
 
 TENANT = "default"
-_SQLITE_HEADER = b"SQLite format 3\0"
 _LOCK_LOOK_SECONDS = 0.01
 
 
@@ -57,7 +56,7 @@ def open_store(url: str, *, now_us: int, patience_seconds: float = 0.0) -> Opene
     _check_place(path)
     lock = _lock(path, patience_seconds)
     try:
-        _check_file(path)
+        check_database(path)
         keep_copy(path)
         return _migrated(Opened(open_database(f"sqlite:{path}"), "sqlite", lock), now_us)
     except BaseException:
@@ -68,7 +67,7 @@ def open_store(url: str, *, now_us: int, patience_seconds: float = 0.0) -> Opene
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[None]:
     """Keep servers off a SQLite file for a while.  Raises Conflict where one has it."""
-    _check_file(path)
+    check_database(path)
     with contextlib.closing(_lock(path)):
         yield
 
@@ -77,7 +76,7 @@ def check_file(url: str) -> None:
     """Raise what `open_store` would say of the place and the schema of a SQLite file that is in use."""
     path = Path(url.removeprefix("sqlite:")).absolute()
     _check_place(path)
-    _check_file(path)
+    check_database(path)
     with contextlib.closing(_connect_read_only(path)) as source:
         _check_version(_version_of(source, path), path)
 
@@ -106,20 +105,6 @@ def _check_place(path: Path) -> None:
             f"store: {path} is on a network file system ({kind}), where databases and locks break: put it"
             f" on a local disk, like /var/tmp/geres-{os.getuid()}, or use PostgreSQL",
             field="store",
-        )
-
-
-def _check_file(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            head = file.read(len(_SQLITE_HEADER))
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise Invalid(f"store: {path} cannot be read: {error.strerror}", field="store") from None
-    if head and head != _SQLITE_HEADER:
-        raise Invalid(
-            f"store: {path} is no database of geres; move it away, or name another --store", field="store"
         )
 
 
