@@ -169,3 +169,36 @@ def test_what_is_there_gives_an_empty_list(cluster):
     limits = cluster.run("quota", "set", "--user", "ann", "--running", "3", check=True)
     assert "0 of 3" in limits.stdout
     assert limits.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ("1,2", "'1,2' is no id; give each on its own (--after 1 --after 2)"),
+        ("a,b", "'a,b' is no id; give each on its own (--after a --after b)"),
+        ("99999", "there is no job 99999"),
+        ("99999.1-3", "there is no task 99999.1-3"),
+        ("no-such", "there is no job and no task 'no-such'"),
+    ],
+)
+def test_after_what_is_not_there_says_how_to_name_it(cluster, after, said):
+    done = cluster.run("submit", "--after", after, "--", "true")
+
+    assert done.returncode == 4
+    assert f"after: {said}" in done.stderr
+    assert "job create" not in done.stderr
+
+
+def test_a_task_waits_for_a_range_and_for_an_id_of_ones_own(cluster):
+    job = submit(cluster, "--array", "1-3", "--hold", "--", "true")
+    eventually(lambda: shown(cluster, "job", "show", job)["counts"]["held"], lambda held: held == 3)
+    own = submit(cluster, "--id", "prepare", "--hold", "--", "true")
+    waits = submit(cluster, "--after", f"{job}.2-3", "--after", "prepare", "--", "true")
+
+    cluster.run("release", own, f"{job}.2", check=True)
+    cluster.run("wait", own, f"{job}.2", check=True)
+    assert states(cluster, waits) == ["blocked"]
+    cluster.run("release", f"{job}.3", check=True)
+
+    assert cluster.run("wait", waits, check=True).returncode == 0
+    cluster.run("cancel", job, check=True)

@@ -161,3 +161,26 @@ def test_completion_scripts_come_for_each_shell(geres, shell):
     done = geres("completion", shell)
     assert done.status == 0
     assert "_GERES_COMPLETE" in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["submit", "--retries", "-5", "true"], "--retries: -5 is not -1 (no limit), 0 or above"),
+        (["submit", "--array", "5-1", "true"], "--array: '5-1' counts down"),
+        (["submit", "--array", "1-3", "--max-parallel", "0", "true"], "--max-parallel: 0 is not"),
+        (["submit", "-t", "abc", "true"], "--time-limit: 'abc' is no duration"),
+        (["submit", "-m", "x", "true"], "--memory: 'x' is no size"),
+        (["submit", "-r", "disk=-1", "true"], "--resource disk: -1 is below 0"),
+        (["submit", "--label", "a.b", "true"], "--label: 'a.b' cannot be a name"),
+        (["submit", "-w", "", "true"], "--nodelist: is empty"),
+        (["tasks", "--limit", "x"], "--limit: 'x' is not a valid integer"),
+        (["user", "create", "x", "--role", "boss"], "--role: 'boss' is not one of"),
+        (["job", "edit", "1.x", "--max-parallel", "z"], "--max-parallel: 'z' is not a valid integer"),
+    ],
+)
+def test_the_option_is_named_as_it_was_typed(geres, words, said):
+    done = geres(*words)
+
+    assert done.status == 2
+    assert done.err.startswith(f"geres: invalid: {said}"), done.err

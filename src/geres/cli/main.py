@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from importlib import import_module
 from typing import Any, NoReturn
@@ -21,6 +22,8 @@ class App:
 
     def __init__(self) -> None:
         self.url: str | None = None
+        #: The command that was called: it says which options there are.
+        self.command: click.Command | None = None
         #: True in `run`, `wait` and `attach`: their status is the tasks', our own faults are 125.
         self.has_task_status = False
         self._client: Any = None
@@ -76,7 +79,9 @@ class Commands(click.Group):
             if self._means_one(context, name):
                 return super().resolve_command(context, ["show", *args])
             raise click.UsageError(self._unknown(name), context)
-        return super().resolve_command(context, args)
+        found = super().resolve_command(context, args)
+        context.obj.command = found[1]
+        return found
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         entries = COMMANDS[self._within]
@@ -209,7 +214,7 @@ def run(args: list[str]) -> int:
     except click.ClickException as error:
         return app.tell("invalid", error.format_message(), 2)
     except GeresError as error:
-        return app.tell(error.code, str(error), error.exit_status)
+        return app.tell(error.code, in_flags(str(error), app.command), error.exit_status)
     except SystemExit:  # click leaves so where a pipe is broken, and only then
         return _not_written(BrokenPipeError())
     except OSError as error:
@@ -221,12 +226,40 @@ def run(args: list[str]) -> int:
 
 def _usage(error: click.UsageError) -> str:
     message = error.format_message().rstrip(".")
+    if isinstance(error, click.BadParameter) and error.param is not None and error.message:
+        message = f"{max(error.param.opts, key=len)}: {error.message.rstrip('.')}"
     if isinstance(error, click.NoSuchOption):
         message = f"there is no option {error.option_name}"
         if hint := option_hint(error.option_name, _options_of(error.ctx)):
             message += f"; did you mean {hint}?"
     path = error.ctx.command_path if error.ctx else "geres"
     return f"{message} (`{path} --help` says more)"
+
+
+#: What the API calls otherwise than the command line.
+_FLAGS = {
+    "array.range": "--array",
+    "array.items": "--items",
+    "retry.most": "--retries",
+    "retry.delay_seconds": "--retry-delay",
+    "max_parallel_label": "--label",
+}
+_FIELD = re.compile(r"(?:task\.)?(([a-z_]+)(?:\.([\w-]+))?)[^\s:]*(?=: )")
+_WITH_KEYS = ("--resource", "--meta", "--env")
+
+
+def in_flags(message: str, command: click.Command | None) -> str:
+    """The message with the option where it begins with the API's name of a field: `--retries: -5 is ...`."""
+    match = _FIELD.match(message)
+    if match is None or command is None:
+        return message
+    options = {param.name: flag for param in command.params for flag in param.opts if flag.startswith("--")}
+    plain = match[2].removesuffix("_seconds").removesuffix("_bytes")
+    flag = _FLAGS.get(match[1]) or options.get(plain)
+    if flag is None or flag not in options.values():
+        return message
+    key = f" {match[3]}" if flag in _WITH_KEYS and match[3] else ""
+    return flag + key + message[match.end() :]
 
 
 def _options_of(context: click.Context | None) -> list[str]:

@@ -31,7 +31,9 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("--exclusive", is_flag=True, default=None, help="The node for itself."),
     click.option("--priority", metavar="N", help="low, normal, high or -1000..1000; larger first."),
     click.option("-J", "--job", metavar="JOB", help="The job to join, by id or name."),
-    click.option("--after", multiple=True, metavar="ID", help="Start after these tasks or jobs succeeded."),
+    click.option(
+        "--after", multiple=True, metavar="ID", help="Start after this task or job succeeded; again for more."
+    ),
     click.option("--hold", is_flag=True, default=None, help="Wait until it is released."),
     click.option("--not-before", metavar="TIME", help="Not before this time."),
     click.option("--name", metavar="TEXT", help="A name to show."),
@@ -70,7 +72,9 @@ _OPTIONS: list[Callable[[Any], Any]] = [
     click.option("-a", "--array", metavar="RANGE", help="One task for each index: 1-10, 1-10:2, 1-10%3."),
     click.option("--items", metavar="FILE", help="One task for each line of a file, or of stdin with `-`."),
     click.option("-0", "--null", is_flag=True, help="The items end with NUL, not with a newline."),
-    click.option("--max-parallel", metavar="N", type=int, help="Never more of its tasks at once."),
+    click.option(
+        "--max-parallel", metavar="N", type=click.IntRange(min=1), help="Never more of its tasks at once."
+    ),
     click.option(
         "--from", "from_", metavar="FILE", help="One task for each line of JSON: options, or an argv."
     ),

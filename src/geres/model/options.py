@@ -150,7 +150,10 @@ def _counts(value: Any, field: str) -> dict[str, int]:
 
 def _names(value: Any, field: str) -> list[str]:
     if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
+        names = [part.strip() for part in value.split(",") if part.strip()]
+        if not names:  # as from a variable that is not set: not a wish for any node
+            raise _invalid(field, "is empty")
+        return names
     return [_word(one, field) for one in value]
 
 

@@ -243,7 +243,9 @@ def _check_bytes(value: int, field: str) -> None:
 
 
 def _check_count(value: int, field: str) -> None:
-    if not 0 <= value <= _MOST_COUNT:
+    if value < 0:
+        raise _invalid(field, f"{value} is below 0")
+    if value > _MOST_COUNT:
         raise _invalid(field, f"{value} is not between 0 and {_MOST_COUNT}")
 
 

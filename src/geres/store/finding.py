@@ -6,7 +6,7 @@ import msgspec
 
 from geres.errors import NotFound
 from geres.model.callers import Caller
-from geres.model.ids import parse_job
+from geres.model.ids import is_name, parse_job
 from geres.model.jobs import DEFAULT_JOB, JobSpec
 from geres.store.below import sees_job
 from geres.store.database import Tx
@@ -31,9 +31,8 @@ def find_job(tx: Tx, caller: Caller, ref: str | None, *, now_us: int) -> int:
 
 
 def no_such_job(ref: str) -> NotFound:
-    return NotFound(
-        f"there is no job {ref!r}; see `geres jobs`, or make it with `geres job create {ref}`", id=ref
-    )
+    make = "" if not is_name(ref) else f", or make it with `geres job create {ref}`"
+    return NotFound(f"there is no job {ref!r}; see `geres jobs`{make}", id=ref)
 
 
 def _default_job(tx: Tx, caller: Caller, *, now_us: int) -> int:

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 from geres.errors import Invalid, NotFound
 from geres.model.callers import Caller
-from geres.model.ids import MOST_NUMBER, parse_task, show_task, task_key
+from geres.model.ids import MOST_NUMBER, job_of, parse_task, show_task, task_key
 from geres.model.states import TaskState
+from geres.store import tasks
 from geres.store.below import reached
 from geres.store.database import Tx, batch
 from geres.store.ends import counts_as_success
-from geres.store.finding import find_job
+
+_MOST_PARENTS = 10_000
 
 
 @dataclass
@@ -34,8 +36,45 @@ class Parents:
 
 
 def parent_ids(tx: Tx, caller: Caller, after: Sequence[str]) -> list[str]:
-    """The ids that these references mean now; a name may mean another job later.  Raises NotFound."""
-    return [ref if parse_task(ref) is not None else str(find_job(tx, caller, ref, now_us=0)) for ref in after]
+    """The ids that these references mean now; a name may mean another job later.
+
+    Raises NotFound, Invalid.
+    """
+    task_ids, job_ids = _meant(tx, caller, after)
+    return [*map(show_task, task_ids), *map(str, job_ids)]
+
+
+def _meant(tx: Tx, caller: Caller, after: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The tasks and the jobs that ids, ranges and names mean."""
+    task_ids: set[int] = set()
+    job_ids: set[int] = set()
+    for ref in after:
+        try:
+            if (key := parse_task(ref)) is not None:
+                task_ids.add(key)
+            elif (job_id := tasks.find_job_id(tx, caller, ref)) is not None:
+                job_ids.add(job_id)
+            else:
+                task_ids.update(_of_range(tx, caller, ref))
+        except (NotFound, Invalid) as error:
+            words = str(error).removeprefix("id: ")
+            if "," in ref:
+                words = f"{ref!r} is no id; give each on its own (--after {' --after '.join(ref.split(','))})"
+            raise type(error)(f"after: {words}", **(error.facts | {"field": "after"})) from None
+    if len(task_ids) > _MOST_PARENTS:
+        raise Invalid(f"after: means more than {_MOST_PARENTS:,} tasks; wait for their job", field="after")
+    return sorted(task_ids), sorted(job_ids)
+
+
+def _of_range(tx: Tx, caller: Caller, ref: str) -> list[int]:
+    """The tasks of `12.3-9` or of an id of one's own; of an array that still gets tasks a range is refused."""
+    keys = tasks.keys_of(tx, caller, ref)
+    if not keys:
+        raise NotFound(f"there is no task {ref}", id=ref)
+    job = tx.all("show_jobs", job_ids=[job_of(keys[0])])[0]
+    if "." in ref and job["array_total"] > job["array_done"]:
+        raise Invalid(f"{ref} is of an array that is being made; wait for the job {job['id']}, or try again")
+    return keys
 
 
 def lock_parents(
@@ -43,15 +82,14 @@ def lock_parents(
 ) -> Parents:
     """Lock what the new tasks of a job wait for, so that none ends unseen.
 
-    Raises NotFound, and with `refuse` Invalid where one has ended without success.
+    Raises NotFound and Invalid, with `refuse` also where one has ended without success.
     """
     parents = Parents()
     if not after:
         return parents
-    task_ids = sorted({key for ref in after if (key := parse_task(ref)) is not None})
-    job_refs = [ref for ref in after if parse_task(ref) is None]
+    task_ids, job_ids = _meant(tx, caller, after)
     _lock_tasks(tx, caller, task_ids, parents)
-    _lock_jobs(tx, caller, job_refs, parents, job_id)
+    _lock_jobs(tx, caller, set(job_ids), parents, job_id)
     if refuse and job_id is not None:
         _check_circle(tx, job_id, parents)
     if parents.failed and refuse:
@@ -99,8 +137,7 @@ def _lock_tasks(tx: Tx, caller: Caller, task_ids: list[int], parents: Parents) -
         tx.run("mark_parent_tasks", task_ids=parents.tasks)
 
 
-def _lock_jobs(tx: Tx, caller: Caller, refs: list[str], parents: Parents, job_id: int | None) -> None:
-    ids = {find_job(tx, caller, ref, now_us=0) for ref in refs}
+def _lock_jobs(tx: Tx, caller: Caller, ids: set[int], parents: Parents, job_id: int | None) -> None:
     if job_id in ids:
         raise Invalid(f"after: a task of job {job_id} cannot wait for the job itself", field="after")
     # With the job that the new tasks join, which is locked next: in one order for everybody.
