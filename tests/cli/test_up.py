@@ -168,6 +168,57 @@ def test_a_kept_part_is_named_in_up_json_after_its_restart(make_cluster):
     eventually(lambda: json.loads((cluster.home / "up.json").read_text())["parts"]["server"] == pid)
 
 
+def test_what_cannot_be_noted_ends_nothing(make_cluster):
+    """As on a full disk: parts are kept running although up.json cannot be written."""
+    cluster = make_cluster(flags=("--no-agent",))
+    keeper = cluster.pid("up")
+    (cluster.home / "up.json.new").mkdir()
+    cluster.kill("server")
+    eventually(lambda: cluster.run("status").returncode == 0)
+    assert cluster.pid("up") == keeper
+    (cluster.home / "up.json.new").rmdir()
+
+
+def test_a_log_that_has_grown_large_is_put_aside_while_its_writer_goes_on(make_cluster):
+    cluster = make_cluster(flags=("--no-agent",))
+    log = cluster.home / "logs" / "server.log"
+    os.truncate(log, 65 << 20)  # sparse: as if it had been written for months
+    os.kill(cluster.pid("up"), signal.SIGCHLD)  # it looks every minute, and when something happens
+    eventually(lambda: log.stat().st_size < 1 << 20)
+    aside = log.with_suffix(".log.1")
+    assert aside.stat().st_size == 65 << 20
+    assert aside.stat().st_mode & 0o077 == 0
+    cluster.kill("server", signal.SIGTERM)  # says so in its log, and is started again
+    eventually(lambda: b"stopping" in log.read_bytes())
+    assert not log.read_bytes().startswith(b"\0")
+
+
+def test_the_password_of_the_store_is_in_no_command_line(home):
+    store = "postgresql://geres:open-sesame@127.0.0.1:1/geres"
+    (home.parent / "geres.toml").write_text(f'[server]\nstore = "{store}"\n')
+    with subprocess.Popen(
+        [str(GERES), "up"],
+        cwd=home.parent,
+        env=clean_environment(home),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as keeper:
+        seen = []
+
+        def server():
+            with contextlib.suppress(psutil.Error):
+                seen.extend(" ".join(one.cmdline()) for one in psutil.Process(keeper.pid).children())
+            return any("server" in words for words in seen) or keeper.poll() is not None
+
+        eventually(server)
+        _, told = keeper.communicate(timeout=60)
+    assert any("server" in words for words in seen)
+    assert "open-sesame" not in "".join(seen)
+    assert "the database does not answer" in told  # the server did get it
+    assert "open-sesame" not in told
+
+
 def test_ctrl_c_names_the_running_tasks_and_lets_them_end(home, start):
     keeper = start()
     submitted = geres(

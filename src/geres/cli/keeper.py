@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -35,6 +36,7 @@ _KILL_SECONDS = 10.0  #: an agent that hurries ends its tasks and tells the serv
 _SUPERVISOR_GRACE_SECONDS = 5.0
 _SUPERVISOR_STOP_SECONDS = 10.0
 _LARGEST_LOG_BYTES = 64 << 20
+_LOG_SECONDS = 60.0  #: between two looks at how large they are
 
 Say = Callable[[str], None]
 
@@ -42,8 +44,15 @@ Say = Callable[[str], None]
 class Part:
     """One child process and how often it was started."""
 
-    def __init__(self, name: str, words: list[str], home: Path, descriptors: tuple[int, ...] = ()) -> None:
-        """`descriptors` are open files that it inherits."""
+    def __init__(
+        self,
+        name: str,
+        words: list[str],
+        home: Path,
+        descriptors: tuple[int, ...] = (),
+        env: Mapping[str, str] = {},
+    ) -> None:
+        """`descriptors` are open files that it inherits, `env` is added to its environment."""
         self.name = name
         self._descriptors = descriptors
         #: The process that this one replaces, until it has gone.
@@ -51,7 +60,7 @@ class Part:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = home / "logs" / f"{name}.log"
         self.words = words
-        self._env = {**os.environ, "GERES_HOME": str(home)}
+        self._env = {**os.environ, **env, "GERES_HOME": str(home)}
         self._started = 0.0
         self._log_start = 0
         self._pause = _FIRST_PAUSE_SECONDS
@@ -78,8 +87,9 @@ class Part:
         """Start another one beside it, which tells it to stop when it can take over.  False: not now."""
         if self.process is None or self.process.poll() is not None or self.leaving is not None:
             return False
-        self.leaving = self.process
-        self.start("--replace", str(self.leaving.pid))
+        before = self.process
+        self.start("--replace", str(before.pid))
+        self.leaving = before
         return True
 
     def handed_over(self) -> int | None:
@@ -102,9 +112,13 @@ class Part:
         self.process = None
         if time.monotonic() - self._started > _HEALTHY_SECONDS:
             self._pause = _FIRST_PAUSE_SECONDS
+        self.put_off()
+        return status
+
+    def put_off(self) -> None:
+        """It is due after a pause, each longer than the one before."""
         self.due = time.monotonic() + self._pause
         self._pause = min(self._pause * 2, _LONGEST_PAUSE_SECONDS)
-        return status
 
     @property
     def pid(self) -> int:
@@ -138,15 +152,18 @@ class Keeper:
         agent: list[str] | None,
         drain_seconds: float,
         say: Say,
+        server_env: Mapping[str, str] = {},
     ) -> None:
         """`server` and `agent` are the words of their command lines; no agent for None.
 
-        `listener` is what the server listens on; it stays open while servers come and go.
+        `server_env` is for the server alone, for what nobody else is to see.  `listener` is what the server
+        listens on; it stays open while servers come and go.
         """
         self._home = home
         self._listener = listener
         held = listener.fileno()
-        self._server = Part("server", [*server, "--listen-fd", str(held)], home, (held,))
+        words = [*server, "--listen-fd", str(held)]
+        self._server = Part("server", words, home, (held,), server_env)
         self._agent_words = agent
         self._parts = [self._server]
         self._drain_seconds = drain_seconds
@@ -189,20 +206,36 @@ class Keeper:
                 if (status := part.has_died()) is not None:
                     self._say(f"the {part.name} (process {pid}) died: {_how(status)}; it is started again")
                 if part.due is not None and time.monotonic() >= part.due:
-                    part.start()
-                    self._say(f"the {part.name} is started again as process {part.pid}")
-                    changed = True
+                    changed = self._start_again(part) or changed
+                bound_log(part.log)
             if changed:
-                self._write()
+                try:
+                    self._write()
+                except OSError as error:  # a full disk is no reason to end what runs
+                    self._say(f"up.json cannot be written: {error.strerror or error}")
             dues = [part.due - time.monotonic() for part in self._parts if part.due is not None]
-            self._sleep(max(0.0, min(dues)) if dues else None)
+            self._sleep(max(0.0, min([_LOG_SECONDS, *dues])))
+
+    def _start_again(self, part: Part) -> bool:
+        try:
+            part.start()
+        except OSError as error:  # no process, no memory or no room: it may be there in a while
+            part.put_off()
+            self._say(f"the {part.name} cannot be started now: {error.strerror or error}")
+            return False
+        self._say(f"the {part.name} is started again as process {part.pid}")
+        return True
 
     def _replace_server(self) -> bool:
         """Begin what `geres restart` asked for, and take note of its end.  True where processes changed."""
         server, changed = self._server, False
         if self._replace:
             self._replace = False
-            if changed := server.replace():
+            try:
+                changed = server.replace()
+            except OSError as error:
+                self._say(f"the server cannot be replaced now: {error.strerror or error}")
+            if changed:
                 self._say(f"the server is replaced: process {server.pid} beside process {server.leaving_pid}")
         was_leaving, newer = server.leaving, server.pid
         if (gone := server.handed_over()) is not None:
@@ -375,14 +408,25 @@ def _program(command: list[str] | None, shell: str | None) -> str:
 
 
 def _log_file(path: Path) -> IO[bytes]:
-    """The log, to append to; one that has grown large is put aside first."""
+    """The log, to append to."""
     path.parent.mkdir(mode=0o700, exist_ok=True)
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_size > _LARGEST_LOG_BYTES:
-            path.replace(path.with_suffix(".log.1"))
+    bound_log(path)
     log = path.open("ab")
     log.seek(0, os.SEEK_END)
     return log
+
+
+def bound_log(path: Path) -> None:
+    """Put aside what is in a log that has grown large: copied and cut, as its writer has it open."""
+    aside = path.with_suffix(".log.1")
+    try:
+        if path.stat().st_size > _LARGEST_LOG_BYTES:
+            shutil.copyfile(path, aside)
+            os.truncate(path, 0)
+    except FileNotFoundError:
+        pass  # nothing was written yet
+    except OSError:  # a full disk: a later look finds more room, or the log no larger
+        aside.unlink(missing_ok=True)
 
 
 def _plain_line(line: str) -> str:

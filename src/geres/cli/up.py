@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -87,8 +88,8 @@ def up(
     else:
         listener = open_listener(server.host, server.port, asked="server.port" in settings.origins)
     words = ["--home", str(home)]
-    if server.store:
-        words += ["--store", server.store]
+    # Not among its words: everybody on the machine sees those, and there may be a password in it.
+    env = {"GERES_SERVER__STORE": server.store} if server.store else {}
     for name, given in zip(("--certificate", "--key"), server.certificate, strict=False):
         if given not in (config.SELF_MADE, config.NO_TLS):
             given = os.path.abspath(os.path.expanduser(given))  # the server starts in another folder
@@ -106,9 +107,9 @@ def up(
         say("geres: you are root: tasks run as root, for everyone who can read the token in the home")
     drain = settings.agent.drain_seconds
     if detach:
-        _detach(home, lock, Keeper(home, listener, words, agent, drain, _log_line).run)
+        _detach(home, lock, Keeper(home, listener, words, agent, drain, _log_line, env).run)
         return
-    keeper = Keeper(home, listener, words, agent, drain, _say_and_log(home))
+    keeper = Keeper(home, listener, words, agent, drain, _say_and_log(home), env)
     keeper.run(lambda address: _tell(home, address, stays=True))
 
 
@@ -267,13 +268,14 @@ def _tell(home: Path, address: AddressFile, *, stays: bool) -> None:
 
 
 def _log_line(text: str) -> None:
-    print(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} {text}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # a full disk is no reason to end what runs
+        print(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} {text}", file=sys.stderr, flush=True)
 
 
 def _say_and_log(home: Path) -> Callable[[str], None]:
     def tell(text: str) -> None:
         say(f"geres: {text}")
-        with open(home / "logs" / "up.log", "a") as log:
+        with contextlib.suppress(OSError), open(home / "logs" / "up.log", "a") as log:
             log.write(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S%z} {text}\n")
 
     (home / "logs").mkdir(mode=0o700, exist_ok=True)
