@@ -47,7 +47,7 @@ def test_u105_a_drained_node_takes_no_new_task_and_its_task_ends_in_peace(site, 
         running = submit(site, "-w", "side", "--", *gate.words)
         wait_for_state(site, running, "running")
         done = site.run("node", "drain", "side", "--reason", "new disk", check=True)
-        assert done.stdout == "side: drained; 1 task runs there\n"
+        assert done.stdout == "side: draining; 1 task runs there\n"
         waiting = submit(site, "-w", "side", "--", "true")
 
         assert eventually(lambda: state_of(site, "side"), lambda state: state == "draining")

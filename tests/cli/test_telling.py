@@ -202,3 +202,32 @@ def test_a_task_waits_for_a_range_and_for_an_id_of_ones_own(cluster):
 
     assert cluster.run("wait", waits, check=True).returncode == 0
     cluster.run("cancel", job, check=True)
+
+
+def test_a_node_is_said_to_be_draining_while_a_task_runs_there(cluster, gate):
+    [node] = cluster.run("nodes", "-q", check=True).stdout.split()
+    task = submit(cluster, "--", *gate.words)
+    wait_for_state(cluster, task, "running")
+    try:
+        busy = cluster.run("node", "drain", node, check=True)
+        gate.open()
+        waited = cluster.run("node", "drain", "--wait", node, check=True)
+        idle = cluster.run("node", "drain", node, check=True)
+    finally:
+        cluster.run("node", "undrain", node, check=True)
+
+    assert busy.stdout == f"{node}: draining; 1 task runs there\n"
+    assert waited.stdout.splitlines()[-1] == idle.stdout.strip() == f"{node}: drained"
+
+
+def test_a_token_that_is_not_there_is_told_before_anybody_is_asked(cluster):
+    made = json.loads(cluster.run("token", "create", "--name", "laptop", "--json", check=True).stdout)
+
+    unknown = cluster.run("token", "revoke", "99999")
+    asked = cluster.run("token", "revoke", "laptop")
+    done = cluster.run("token", "revoke", "laptop", "--yes", check=True)
+
+    assert (unknown.returncode, "there is no token '99999'" in unknown.stderr) == (4, True)
+    assert asked.returncode == 2
+    assert f"Revoke token {made['id']} of {made['user']}?" in asked.stderr
+    assert f"token {made['id']} of {made['user']} is revoked" in done.stderr

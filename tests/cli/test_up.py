@@ -265,6 +265,19 @@ def test_down_stops_the_parts_of_a_keeper_that_was_killed(home, start):
     geres(home, "down")
 
 
+def test_a_purge_does_not_wait_for_tasks_of_which_nothing_is_kept(home):
+    up(home)
+    script = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    task = geres(home, "submit", "--grace", "10m", "--", "sh", "-c", script).stdout.strip()
+    eventually(lambda: "ready" in geres(home, "logs", task).stdout)
+
+    done = geres(home, "down", "--purge", "--yes")
+
+    assert done.returncode == 0, done.stderr
+    assert "they get a while" not in done.stderr
+    assert not (home / "geres.db").exists()
+
+
 def test_what_was_stored_is_there_after_down_and_up_and_gone_after_purge(home):
     up(home)
     (home / "mine.txt").write_text("keep me")

@@ -12,6 +12,7 @@ from geres.agent.attempts import Usage
 
 SIGPIPE, SIGXFSZ = 13, 25
 _LOOKUP_SECONDS = 1.0
+_SHOWN_FOLDERS = 2  #: of a PATH, where a program is not found
 _MOST_DESCRIPTORS = 4  #: stdin, stdout, stderr and the launcher's notes
 
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
@@ -103,7 +104,14 @@ def _search(name: bytes, path: bytes) -> bytes:
             barred = candidate
     if barred is not None:
         raise Unstartable("not_executable", f"{show(barred)} is not executable", NOT_EXECUTABLE)
-    raise Unstartable("not_found", f"no program {show(name)} in PATH ({show(path)})", NOT_FOUND)
+    raise Unstartable("not_found", f"no program {show(name)} in PATH ({_brief(path)})", NOT_FOUND)
+
+
+def _brief(path: bytes) -> str:
+    """The first folders of a PATH, and how many more there are."""
+    folders = show(path).split(":")
+    more = len(folders) - _SHOWN_FOLDERS
+    return ":".join(folders) if more <= 1 else f"{':'.join(folders[:_SHOWN_FOLDERS])} and {more} more folders"
 
 
 def show(name: bytes) -> str:

@@ -63,9 +63,10 @@ def node_drain(
 ) -> int:
     """Start no new tasks on nodes; what runs there goes on.  Names may be globs, like 'rack3-*'."""
     answer = app.client.drain_nodes(*_named(app, names), reason=reason, dry_run=dry_run)
-    status = _tell(answer, "drained", json=json, quiet=quiet, dry_run=dry_run)
+    status = _tell(answer, "drained", json=json, quiet=quiet, dry_run=dry_run, busy="draining")
     if wait and not dry_run:
         _follow(app, answer, lambda node: not node.task_ids, quiet=quiet)
+        _say_done([one for one in answer if one.task_count], "drained", json=json, quiet=quiet)
     return status
 
 
@@ -229,8 +230,10 @@ def _ask(would: list[NodeActed]) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _tell(answer: list[NodeActed], what: str, *, json: bool, quiet: bool, dry_run: bool) -> int:
-    """Say what became of each; the exit status is that of the first refusal."""
+def _tell(
+    answer: list[NodeActed], what: str, *, json: bool, quiet: bool, dry_run: bool, busy: str | None = None
+) -> int:
+    """Say what became of each, `busy` of one with tasks; the exit status is that of the first refusal."""
     status = 0
     if json:
         write_line(pretty_json(answer))
@@ -241,7 +244,8 @@ def _tell(answer: list[NodeActed], what: str, *, json: bool, quiet: bool, dry_ru
         elif not quiet and not json:
             runs = "task runs" if one.task_count == 1 else "tasks run"
             tasks = f"; {one.task_count} {runs} there" if one.task_count else ""
-            write_line(f"{escape(one.name)}: {'would be acted on' if dry_run else what}{tasks}")
+            word = "would be acted on" if dry_run else (busy or what) if one.task_count else what
+            write_line(f"{escape(one.name)}: {word}{tasks}")
     return status
 
 

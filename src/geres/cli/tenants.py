@@ -23,7 +23,7 @@ from geres.cli.output import (
     style_options,
 )
 from geres.cli.quotas import quota_lines
-from geres.errors import Invalid
+from geres.errors import Invalid, NotFound
 from geres.model.nodes import WhoAmI
 from geres.model.tenants import AuditEntry, MadeToken, Tenant, Token, User
 from geres.model.units import parse_duration
@@ -256,10 +256,23 @@ def token_revoke(app: App, tokens: tuple[str, ...], yes: bool) -> None:
 
     The server asked does so at once, others within seconds.
     """
-    _sure(f"Revoke {', '.join(tokens)}?", yes)
-    for one in tokens:
-        found: Token = app.client.revoke_token(one)
+    known = app.client.tokens(all=True)
+    meant = [_called(known, one) for one in tokens]
+    _sure(f"Revoke {', '.join(f'token {one.id} of {escape(one.user)}' for one in meant)}?", yes)
+    for one in meant:
+        found: Token = app.client.revoke_token(one.id)
         say(f"token {found.id} of {escape(found.user)} is revoked")
+
+
+def _called(known: list[Token], called: str) -> Token:
+    """The token with this id, beginning or name; good ones before others, the newest first.
+
+    Raises NotFound.
+    """
+    found = [one for one in known if called in (one.id, one.prefix, one.name)]
+    if not found:
+        raise NotFound(f"there is no token {called!r}; see `geres token list`", id=called)
+    return max(found, key=lambda one: (one.good, int(one.id)))
 
 
 @click.command()

@@ -144,13 +144,16 @@ def _take(home: Path, store: str) -> IO[str]:
 @click.option("--yes", is_flag=True, help="Do not ask before removing.")
 @click.option("--now", is_flag=True, help="Do not let running tasks end.")
 def down(purge: bool, yes: bool, now: bool) -> None:
-    """Stop the cluster of this machine; what it stored stays, and `geres up` goes on with it."""
+    """Stop the cluster of this machine; what it stored stays, and `geres up` goes on with it.
+
+    Running tasks get a while to end; not with --now, nor with --purge, which leaves nothing of them.
+    """
     home = config.home()
     if purge and not _may_remove(home, yes=yes):
         return
-    if not now and (running := running_tasks(home)):
+    if not (now or purge) and (running := running_tasks(home)):
         say(f"geres: stopping; {running}; they get a while to end (Ctrl-C: stop now)")
-    stopped = _stop(home, now=now)
+    stopped = _stop(home, now=now or purge)
     if not purge:
         if not stopped:
             raise NotFound(f"no geres runs in {home}")
