@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 
-from bench import fleet, latency, throughput, volume
+from bench import fleet, latency, recovery, throughput, volume
 from bench.place import STORES, Place
 from bench.report import Row, show, write
 
@@ -21,7 +21,7 @@ BENCHES: dict[str, Callable[[Place], Iterator[Row]]] = {
     "backlog": throughput.backlog,
     "cli": latency.cli,
     "memory": volume.memory,
-    "restart": latency.restart,
+    "restart": recovery.restart,
     "fleet": fleet.fleet,
 }
 

@@ -1,4 +1,4 @@
-"""Times of one thing: round trip, start of the command line, return after a crash."""
+"""Times of one thing: round trip, start of the command line."""
 
 from __future__ import annotations
 
@@ -70,28 +70,3 @@ def cli(place: Place) -> Iterator[Row]:
                 passed=median(figures) <= bar,
                 details={"p99": percentile(figures, 99)},
             )
-
-
-def restart(place: Place) -> Iterator[Row]:
-    """Kill server and agent with -9 under a running task: it goes on, and a new one ends soon after."""
-    for store in place.stores:
-        with place.cluster(store) as cluster:
-            for part, told in (("server", "dispatch is back"), ("agent", "its tasks are taken over")):
-                client = cluster.client()
-                sleeper = client.submit(["sleep", "3"])
-                while sleeper.state != "running":
-                    time.sleep(0.01)
-                cluster.kill(part)
-                cluster.wait_for(part)
-                begun = time.perf_counter()
-                client.submit(TRUE).wait(timeout=60, check=True)
-                figure = time.perf_counter() - begun
-                unharmed = sleeper.wait(timeout=60).succeeded and sleeper.attempt == 1
-                yield Row(
-                    name=f"{part} killed: {told}",
-                    store=store,
-                    bar="<= 5 s, nothing rerun",
-                    figure=figure,
-                    unit="s",
-                    passed=figure <= 5 and unharmed,
-                )
