@@ -107,10 +107,11 @@ def test_a_kept_result_in_front_keeps_those_behind_it(world: World) -> None:
     first, second = world.submit(2)
     node = world.connect()
     started = dict(world.assign(node))
-    world.turn(node, 0, ended=[ended(first, started[first], ended_us=world.now_us + 1000 * SECOND)])
-    world.turn(node, 0, ended=[ended(second, started[second], ended_us=world.now_us)])
+    early_us, world.now_us = world.now_us + SECOND, world.now_us + 1000 * SECOND
+    world.turn(node, 0, ended=[ended(first, started[first], ended_us=world.now_us)])
+    world.turn(node, 0, ended=[ended(second, started[second], ended_us=early_us)])
 
-    forget(world, world.now_us + SECOND)
+    forget(world, early_us + SECOND)
 
     assert len(after(world, 1).items) == 2
 

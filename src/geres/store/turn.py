@@ -314,11 +314,11 @@ def _start(tx: Tx, work: Gathered, held: set[int], done: Turned, now_us: int) ->
 
 def _answer(tx: Tx, rows: list[tuple[int, int, int, str]], done: Turned, now_us: int) -> None:
     """Nodes have done what was asked: a new state, or none where it was a signal."""
-    moved = [row for row in rows if row[3]]
+    moved = {row[:3]: row for row in rows if row[3]}.values()  # of several answers the last
     if moved:
         done.task_ids += [row[0] for row in tx.rows("answer_asked", batch=batch(moved), now_us=now_us)]
-    if len(moved) < len(rows):
-        tx.run("forget_asked", batch=batch(row for row in rows if not row[3]))
+    if signalled := [row for row in rows if not row[3]]:
+        tx.run("forget_asked", batch=batch(signalled))
 
 
 class LockedTask(NamedTuple):
@@ -426,6 +426,7 @@ _NO_RETRY = TaskSpec()
 
 def _end_of(node: int, report: Ended, task: Any, then: Next, now_us: int) -> End:
     never_ran = report.outcome == "given_back"
+    started_at, ended_at = _times(report, task, now_us)
     return End(
         task.id,
         0 if never_ran else report.attempt,
@@ -437,8 +438,8 @@ def _end_of(node: int, report: Ended, task: Any, then: Next, now_us: int) -> End
         report.signal,
         None if never_ran else node,
         task.assigned_at,
-        report.started_us or task.started_at,
-        report.ended_us or now_us,
+        started_at,
+        ended_at,
         report.usage,
         report.stdout,
         report.stderr,
@@ -451,3 +452,13 @@ def _end_of(node: int, report: Ended, task: Any, then: Next, now_us: int) -> End
         bool(task.is_parent),
         then.final,
     )
+
+
+def _times(report: Ended, task: Any, now_us: int) -> tuple[int | None, int]:
+    """When it started and ended.  The node's clock may be wrong: what lies before the assignment, or ahead of
+    us, is moved between the two, and what it took stays."""
+    started, ended = report.started_us or task.started_at, report.ended_us or now_us
+    first = min(task.assigned_at or now_us, now_us)
+    shift = min(now_us - ended, 0) or max(first - (started or ended), 0)
+    ended = min(max(ended + shift, first), now_us)
+    return None if started is None else min(max(started + shift, first), ended), ended

@@ -70,7 +70,10 @@ RETURNING task.id, task.attempt
 -- name: start_tasks
 UPDATE task
    SET state = 'running', previous_state = 'assigned', previous_since = task.state_since, state_since = :now_us,
-       started_at = CAST(batch.value->>3 AS BIGINT),
+       -- by the node's clock, which may be wrong
+       started_at = CASE WHEN CAST(batch.value->>3 AS BIGINT) > :now_us THEN :now_us
+                         WHEN CAST(batch.value->>3 AS BIGINT) < task.assigned_at THEN task.assigned_at
+                         ELSE CAST(batch.value->>3 AS BIGINT) END,
        asked = CASE WHEN task.asked = 'hold' THEN NULL ELSE task.asked END
   FROM json_each(:batch) AS batch
  WHERE task.id = CAST(batch.value->>0 AS BIGINT) AND task.attempt = CAST(batch.value->>1 AS BIGINT)
@@ -81,15 +84,20 @@ RETURNING task.id
 UPDATE job SET started_at = :now_us WHERE id IN ids(:job_ids) AND started_at IS NULL
 
 -- name: answer_asked
--- A node has carried out suspend or resume.
+-- A node has carried out suspend or resume.  What was asked since, and not carried out yet, stays.
 UPDATE task
-   SET state = CAST(batch.value->>3 AS TEXT), previous_state = task.state, previous_since = task.state_since,
-       state_since = :now_us,
-       asked = CASE WHEN task.asked IN ('suspend', 'resume') THEN NULL ELSE task.asked END
+   SET state = CAST(batch.value->>3 AS TEXT),
+       previous_state = CASE WHEN task.state <> CAST(batch.value->>3 AS TEXT)
+                             THEN task.state ELSE task.previous_state END,
+       previous_since = CASE WHEN task.state <> CAST(batch.value->>3 AS TEXT)
+                             THEN task.state_since ELSE task.previous_since END,
+       state_since = CASE WHEN task.state <> CAST(batch.value->>3 AS TEXT) THEN :now_us ELSE task.state_since END,
+       asked = CASE WHEN task.asked = 'suspend' AND CAST(batch.value->>3 AS TEXT) = 'suspended'
+                      OR task.asked = 'resume' AND CAST(batch.value->>3 AS TEXT) = 'running'
+                    THEN NULL ELSE task.asked END
   FROM json_each(:batch) AS batch
  WHERE task.id = CAST(batch.value->>0 AS BIGINT) AND task.attempt = CAST(batch.value->>1 AS BIGINT)
    AND task.node_id = CAST(batch.value->>2 AS BIGINT) AND task.state IN ('running', 'suspended')
-   AND task.state <> CAST(batch.value->>3 AS TEXT)
 RETURNING task.id
 
 -- name: forget_asked
@@ -268,6 +276,16 @@ SELECT id FROM task
 UPDATE task
    SET state = 'queued', previous_state = 'blocked', previous_since = state_since, state_since = :now_us
  WHERE id IN ids(:task_ids) AND state = 'blocked' AND waits_on = 0 AND not_before_at <= :now_us
+
+-- name: retries_from_a_time_to_come
+-- Tasks that wait for a retry since a moment that has not come: a clock was set back meanwhile.
+SELECT id FROM task
+ WHERE state = 'blocked' AND waits_on = 0 AND not_before_at > :now_us AND state_since > :now_us AND attempt > 0
+ ORDER BY id LIMIT :limit
+/* skip locked */
+
+-- name: retry_now
+UPDATE task SET not_before_at = :now_us WHERE id IN ids(:task_ids) AND state = 'blocked'
 
 -- name: next_wake
 SELECT min(not_before_at) FROM task WHERE state = 'blocked' AND waits_on = 0
