@@ -22,6 +22,14 @@ _MOST_KEPT_BYTES = 8 << 20
 _QUIET = ("uvicorn", "websockets", "asyncio", "litestar")
 
 
+#: What uvicorn takes for an error where a WebSocket is refused with an answer, or its client has left.
+_NORMAL = "ASGI callable returned without completing handshake."
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.msg != _NORMAL
+
+
 class JsonLines(logging.Formatter):
     """`{"at", "level", "area", "event"?, "text", ...}`; a record with `is_json` holds whole lines already."""
 
@@ -75,5 +83,6 @@ def set_up(settings: LogConfig) -> None:
     root.setLevel(settings.level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     for area, level in settings.levels.items():
         logging.getLogger(f"geres.{area}").setLevel(level.upper())

@@ -456,6 +456,7 @@ def test_a_bad_handshake_is_refused_with_a_status(asker: Asker, path: str, token
             _socket(asker, path, token or asker.cluster.token)
         assert refused.value.response.status_code == status
         assert json.loads(refused.value.response.body)["error"]["message"]
+    assert not [text for _, text in asker.cluster.logs() if "without completing handshake" in text]
 
 
 NO_INPUT: list[bytes | str] = [

@@ -286,3 +286,30 @@ def test_a_good_bye_is_stored_when_the_server_stops_at_once(tmp_path: Path) -> N
         api.stop()
     with contextlib.closing(sqlite3.connect(tmp_path / "geres.db")) as database:
         assert database.execute("SELECT state FROM node").fetchall() == [("offline",)]
+
+
+@pytest.mark.parametrize(
+    ("path", "listed"),
+    [
+        ("/v1/tokens", "/v1/tokens"),
+        ("/v1/tokens/laptop/rotate", "/v1/tokens"),
+        ("/v1/join-tokens", "/v1/join-tokens"),
+    ],
+)
+def test_a_repeated_request_makes_no_second_token_and_keeps_no_secret(
+    api: Api, path: str, listed: str
+) -> None:
+    api.post("/v1/tokens", {"name": "laptop"})
+    before = len(api.get(listed))
+
+    first = api.call("POST", path, {}, headers={"Idempotency-Key": "one"})
+    again = api.call("POST", path, {}, headers={"Idempotency-Key": "one"})
+    other = api.call("POST", path, {}, headers={"Idempotency-Key": "two"})
+
+    assert (first.status, again.status, other.status) == (201, 409, 201)
+    assert again.error["code"] == "conflict"
+    assert again.error["facts"] == {"id": first.good["id"]}
+    assert len(api.get(listed)) == before + 2
+    secret = first.good.get("token") or first.good["join"].rpartition("#")[2]
+    kept = b"".join(file.read_bytes() for file in api.home.glob("geres.db*"))
+    assert secret.encode() not in kept

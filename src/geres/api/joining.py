@@ -11,9 +11,11 @@ from litestar.params import FromPath, JSONBody
 
 from geres.api.limits import Buckets
 from geres.api.request import Request
+from geres.api.submitting import check_key
 from geres.errors import Conflict, RateLimited
 from geres.model.joining import TOKEN_PREFIX, CreateJoinToken, Invitation, Join, Joined, JoinToken, Renew
-from geres.store import joining
+from geres.store import idempotency, joining
+from geres.store.database import Tx
 
 log = logging.getLogger("geres.joining")
 
@@ -32,10 +34,18 @@ async def list_join_tokens(request: Request) -> list[JoinToken]:
 async def create_join_token(request: Request, data: JSONBody[CreateJoinToken]) -> JoinToken:
     """Let machines join as nodes of the caller's tenant.
 
-    `join` in the answer is what `geres agent --join` takes; it is told this once.
+    `join` in the answer is what `geres agent --join` takes; it is told this once.  Asking again under
+    the same Idempotency-Key: 409 conflict with the `id` of the one that was made.
     """
     context, token = request.context, TOKEN_PREFIX + secrets.token_urlsafe(24)
-    made = await context.db.run(joining.create, request.caller, data, token, now_us=context.clock())
+    key, body, now_us = check_key(request.idempotency_key or ""), await request.body(), context.clock()
+
+    def make(tx: Tx) -> JoinToken:
+        return joining.create(tx, request.caller, data, token, now_us=now_us)
+
+    made = await context.db.run(
+        idempotency.secret_once, request.caller, key, b"join-token" + body, now_us=now_us, make=make
+    )
     made.join = str(Invitation(context.url, token, context.fingerprint))
     return made
 

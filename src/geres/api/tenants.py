@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from litestar import Response, get, patch, post
@@ -10,6 +11,7 @@ from msgspec import Struct
 
 from geres.api.bodies import read_query
 from geres.api.request import Request
+from geres.api.submitting import check_key
 from geres.model.tenants import (
     AuditPage,
     AuditQuery,
@@ -24,7 +26,8 @@ from geres.model.tenants import (
     TokenQuery,
     User,
 )
-from geres.store import audit, tenants, tokens
+from geres.store import audit, idempotency, tenants, tokens
+from geres.store.database import Tx
 
 
 @get("/v1/tenants")
@@ -103,21 +106,24 @@ async def list_tokens(request: Request) -> list[Token]:
 
 @post("/v1/tokens", status_code=201)
 async def create_token(request: Request, data: JSONBody[CreateToken]) -> Response[MadeToken]:
-    """Make a token.  Its secret is in this answer and nowhere else; asking again makes another."""
-    context = request.context
-    made = await context.db.run(tokens.create, request.caller, data, now_us=context.clock())
-    return _secret(made)
+    """Make a token.  Its secret is in this answer and nowhere else.
+
+    Asking again makes another, but under the same Idempotency-Key: 409 conflict with the `id` of the one that
+    was made, whose secret is not kept.
+    """
+    now_us = request.context.clock()
+    return await _make(request, lambda tx: tokens.create(tx, request.caller, data, now_us=now_us))
 
 
 @post("/v1/tokens/{token:str}/rotate", status_code=201)
 async def rotate_token(
     request: Request, token: FromPath[str], data: JSONBody[RotateToken]
 ) -> Response[MadeToken]:
-    """Make a token in place of this one, which is good for `overlap_seconds` more."""
-    context = request.context
-    made = await context.db.run(tokens.rotate, request.caller, token, data, now_us=context.clock())
-    context.forget_callers()
-    return _secret(made)
+    """Make a token in place of this one, which is good for `overlap_seconds` more; again as for new ones."""
+    now_us = request.context.clock()
+    made = await _make(request, lambda tx: tokens.rotate(tx, request.caller, token, data, now_us=now_us))
+    request.context.forget_callers()
+    return made
 
 
 @post("/v1/tokens/{token:str}/revoke", status_code=200)
@@ -129,7 +135,16 @@ async def revoke_token(request: Request, token: FromPath[str]) -> Token:
     return revoked
 
 
-def _secret(made: MadeToken) -> Response[MadeToken]:
+async def _make(request: Request, make: Callable[[Tx], MadeToken]) -> Response[MadeToken]:
+    key, body = check_key(request.idempotency_key or ""), await request.body()
+    made = await request.context.db.run(
+        idempotency.secret_once,
+        request.caller,
+        key,
+        request.url.path.encode() + body,
+        now_us=request.context.clock(),
+        make=make,
+    )
     return Response(made, status_code=201, headers={"cache-control": "no-store"})
 
 

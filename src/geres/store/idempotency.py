@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
-from geres.errors import KeyReused
+import msgspec
+
+from geres.errors import Conflict, KeyReused
 from geres.model import demand as demands
 from geres.model.callers import Caller
+from geres.model.joining import JoinToken
+from geres.model.tenants import MadeToken
 from geres.store.database import Tx
+
+Secret = TypeVar("Secret", MadeToken, JoinToken)
 
 
 def once(
@@ -37,3 +44,28 @@ def once(
     answer = do(tx)
     tx.run("end_idempotency", **who, answer=answer.decode())
     return answer
+
+
+def secret_once(
+    tx: Tx, caller: Caller, key: str | None, body: bytes, *, now_us: int, make: Callable[[Tx], Secret]
+) -> Secret:
+    """Make a token, unless the same caller has made it under the same key.
+
+    An answer with a secret is not kept, so it cannot be given again.  Raises KeyReused, or Conflict with the
+    id of what was made: a repeat leaves no second token that nobody knows of.
+    """
+    made: list[Secret] = []
+
+    def do(tx: Tx) -> bytes:
+        made.append(make(tx))
+        return msgspec.json.encode(made[0].id)
+
+    answer = once(tx, caller, key, body, now_us=now_us, do=do)
+    if made:
+        return made[0]
+    token_id = msgspec.json.decode(answer, type=str)
+    raise Conflict(
+        f"this request has made token {token_id} before, and its secret is told only once;"
+        f" revoke {token_id} and make another",
+        id=token_id,
+    )
