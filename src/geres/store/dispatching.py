@@ -15,6 +15,9 @@ from geres.store.ends import End, record
 from geres.store.turn import MOST_LANES, Gathered, Planner, Turned, turn
 
 
+PIECE = 5000  #: of what is asked of nodes, read at once
+
+
 class JobFacts(NamedTuple):
     name: str
     meta: dict[str, str]
@@ -40,16 +43,30 @@ def job_facts(tx: Tx, job_ids: Sequence[int]) -> dict[int, JobFacts]:
     }
 
 
-def asked_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int, str, str | None, int]]:
-    """(node, task, attempt, asked, message, asked at) of what people asked of tasks on these nodes."""
+def asked_on(
+    tx: Tx, node_ids: Sequence[int], after: int = 0
+) -> list[tuple[int, int, int, str, str | None, int]]:
+    """(node, task, attempt, asked, message, asked at) of what people asked of tasks on these nodes.
+
+    At most PIECE, by task; `after` is the last task of the piece before.
+    """
     if not node_ids:
         return []
-    return [(r[0], r[1], r[2], r[3], r[4], r[5]) for r in tx.rows("asked_on", node_ids=list(node_ids))]
+    rows = tx.rows("asked_on", node_ids=list(node_ids), after=after, limit=PIECE)
+    return [(r[0], r[1], r[2], r[3], r[4], r[5]) for r in rows]
 
 
-def kills_on(tx: Tx, node_ids: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(node, task, attempt) of what the store has ended by force, and these nodes have not yet."""
-    rows = tx.rows("kills_on", node_ids=list(node_ids)) if node_ids else []
+def kills_on(
+    tx: Tx, node_ids: Sequence[int], after: tuple[int, int, int] = (0, 0, 0)
+) -> list[tuple[int, int, int]]:
+    """(node, task, attempt) of what the store has ended by force, and these nodes have not yet.
+
+    At most PIECE; `after` is the last of the piece before.
+    """
+    if not node_ids:
+        return []
+    place = dict(zip(("node_id", "task_id", "attempt"), after, strict=True))
+    rows = tx.rows("kills_on", node_ids=list(node_ids), limit=PIECE, **place)
     return [(row[0], row[1], row[2]) for row in rows]
 
 
@@ -64,8 +81,9 @@ def show_busy(tx: Tx, nodes: Sequence[tuple[int, int, str]], *, now_us: int) -> 
         return []
     tx.rows("lock_nodes_to_change", node_ids=sorted(node for node, _, _ in nodes))
     changed = tx.rows("show_busy", batch=batch(nodes), now_us=now_us)
-    for node_id, state in changed:
-        tx.run("add_node_event", node_id=node_id, state=state, why=None, now_us=now_us)
+    if changed:
+        events = [(node_id, now_us, state) for node_id, state in changed]
+        tx.insert("node_event", ("node_id", "at", "state"), events)
     return [row[0] for row in changed]
 
 
