@@ -18,6 +18,7 @@ from geres.errors import Invalid, Unreachable, Untrusted
 
 _HEXADECIMAL = re.compile(r"[0-9a-f]{64}")
 _PEEK_SECONDS = 5.0
+_ENDED = 10  #: X509_V_ERR_CERT_HAS_EXPIRED
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST")
 
 
@@ -137,6 +138,8 @@ def refusal(
             shown=error.shown,
             pinned=error.pinned,
         )
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _ENDED:
+        return Untrusted(f"the certificate of {url} has ended: who runs the server has to renew it", url=url)
     if isinstance(error, ssl.SSLCertVerificationError):
         return Untrusted(
             f"no authority that this machine trusts vouches for the certificate of {url}"

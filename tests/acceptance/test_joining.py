@@ -24,6 +24,7 @@ from tests.acceptance.acts import eventually, shown
 from tests.acceptance.harm import assert_refused
 from tests.cluster import GERES, Cluster, clean_environment, free_port
 from tests.conftest import missing
+from tests.server.certificates import Authority
 
 
 @pytest.fixture
@@ -285,6 +286,21 @@ def test_init_refuses_what_would_not_work_and_writes_nothing(machine, words, tol
     assert_refused(done, told, status=status, code=code)
     assert not file.exists()
     assert not host.home.exists()
+
+
+def test_u144_with_a_certificate_for_a_host_name_this_machine_is_a_node_too(
+    make_cluster, tmp_path, monkeypatch
+):
+    """It is of an authority, so nobody pins it, and 127.0.0.1 does not stand in it."""
+    authority = Authority(tmp_path)
+    files = authority.sign("head")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    cluster = make_cluster(flags=("--certificate", str(files[0]), "--key", str(files[1])))
+    assert cluster.run("run", "--", "echo", "hi", check=True).stdout == "hi\n"
+    before = cluster.pid("server")
+    cluster.run("restart", check=True)
+    assert cluster.pid("server") != before
+    assert cluster.run("status", check=True).stdout.count(f"https://localhost:{cluster.port}") >= 1
 
 
 def test_init_looks_at_the_postgres_that_it_is_given(machine, fresh_postgres):

@@ -19,6 +19,7 @@ import geres
 from tests.acceptance.acts import attempts, eventually, states, submit, wait_for_state
 from tests.cluster import GERES
 from tests.compatibility.releases import World, current
+from tests.server.certificates import Authority
 
 GAP_SECONDS = 2.0
 
@@ -145,6 +146,23 @@ def test_u119_a_server_that_cannot_take_over_leaves_the_old_one_at_work(make_clu
     assert "the old one goes on" in done.stderr
     assert cluster.pid("server") == old
     assert states(cluster, submit(cluster, "true")) == ["queued"]
+
+
+def test_u119_a_certificate_that_cannot_be_used_leaves_the_old_one_at_work(make_cluster, tmp_path):
+    """On SQLite, where the old one has to let go of the file before the new one can open it."""
+    files = Authority(tmp_path).sign("head")
+    words = ("--certificate", str(files[0]), "--key", str(files[1]))
+    env = {"SSL_CERT_FILE": str(tmp_path / "authority.pem")}
+    cluster = make_cluster(flags=("--no-agent", *words))
+    old = cluster.pid("server")
+    files[0].write_text("half a certificate")
+
+    done = cluster.run("restart", "server", env=env)
+
+    assert done.returncode == 7, done
+    assert "the old one goes on" in done.stderr
+    assert cluster.pid("server") == old
+    assert cluster.run("submit", "true", env=env).returncode == 0
 
 
 def test_u119_an_agent_is_restarted_and_its_tasks_keep_their_processes(make_cluster, gate):

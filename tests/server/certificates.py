@@ -31,7 +31,9 @@ class Authority:
         self.certificate = folder / "authority.pem"
         self.certificate.write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
 
-    def _builder(self, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+    def _builder(
+        self, subject: x509.Name, key: ec.EllipticCurvePrivateKey, hours: float = 24
+    ) -> x509.CertificateBuilder:
         now = datetime.now(UTC)
         return (
             x509.CertificateBuilder()
@@ -40,14 +42,15 @@ class Authority:
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
+            .not_valid_after(now + timedelta(hours=hours))
         )
 
-    def sign(self, name: str) -> tuple[Path, Path]:
-        """The files of a certificate for localhost, and of its key; the same ones for the same name."""
+    def sign(self, name: str, hours: float = 24) -> tuple[Path, Path]:
+        """The files of a certificate for localhost, good for so long, and of its key; the same ones for the
+        same name."""
         key = ec.generate_private_key(ec.SECP256R1())
         names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
-        made = self._builder(_name(name), key).add_extension(names, critical=False)
+        made = self._builder(_name(name), key, hours).add_extension(names, critical=False)
         files = self._folder / f"{name}.pem", self._folder / f"{name}.key"
         files[0].write_bytes(_pem(made.sign(self._key, hashes.SHA256())))
         files[1].write_bytes(

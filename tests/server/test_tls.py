@@ -24,7 +24,8 @@ from geres.errors import Invalid, Unreachable, Untrusted
 from geres.model.joining import Invitation
 from geres.sdk.attach import Attachment
 from geres.sdk.http import Address, Transport
-from geres.server import http, tls
+from geres.server import http, setup, tls
+from geres.server.address import named_url
 from geres.store.database import open_database
 from geres.store.migrate import migrate
 from tests.api.world import Api
@@ -176,11 +177,11 @@ def test_a_certificate_of_an_authority_needs_no_pin_and_may_be_renewed(tmp_path,
     trust.context.cache_clear()
     try:
         with Api(tmp_path / "home", certificate=(str(certificate), str(key))) as api:
-            url = api.url.replace("127.0.0.1", "localhost")
-            with geres.Client(url, api.token) as client:
+            assert "//localhost:" in api.url  # what stands in it
+            with geres.Client(api.url, api.token) as client:
                 assert client.whoami().role == "admin"
             with pytest.raises(Untrusted, match="no authority"):
-                geres.Client(api.url, api.token).whoami()  # it is for localhost, not for 127.0.0.1
+                geres.Client(api.url.replace("localhost", "127.0.0.1"), api.token).whoami()
     finally:
         trust.context.cache_clear()
 
@@ -201,6 +202,45 @@ async def test_a_renewed_certificate_is_shown_without_a_restart(tmp_path):
     await shown.step()
     assert shown.fingerprint == kept
     assert _shown_by(shown.context) == kept
+
+
+@pytest.mark.parametrize(
+    ("names", "configured", "url"),
+    [
+        ((), "", "https://127.0.0.1:4470"),  # it is pinned
+        (("head.example", "127.0.0.1"), "", "https://127.0.0.1:4470"),
+        (("*.example", "head.example"), "", "https://head.example:4470"),
+        (("*.example",), "https://b.example:4470/", "https://b.example:4470"),
+        (("*.example",), "", "https://127.0.0.1:4470"),
+    ],
+)
+def test_clients_here_use_a_name_that_stands_in_the_certificate(names, configured, url):
+    assert named_url("https://127.0.0.1:4470", configured, names) == url
+
+
+async def test_a_renewal_that_has_ended_already_does_not_take_the_place_of_a_good_one(tmp_path, caplog):
+    authority = Authority(tmp_path)
+    shown = tls.Tls(*authority.sign("head"))
+    kept = shown.fingerprint
+    authority.sign("head", hours=-1)
+    await shown.step()
+    assert shown.fingerprint == _shown_by(shown.context) == kept
+    assert "ended at" in caplog.text
+
+
+def test_an_ended_certificate_is_named_as_such(tmp_path, monkeypatch):
+    authority = Authority(tmp_path)
+    files = tuple(map(str, authority.sign("head", hours=-1)))
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.certificate))
+    trust.context.cache_clear()
+    try:
+        told = "has ended: who runs the server has to renew it"
+        with Api(tmp_path / "home", certificate=files) as api, pytest.raises(Untrusted, match=told):
+            geres.Client(api.url, api.token).whoami()
+        with pytest.raises(Invalid, match=r"head\.pem ended at .*renew it"):
+            setup.check_certificate(ServerConfig(host="0.0.0.0", certificate=files))
+    finally:
+        trust.context.cache_clear()
 
 
 async def test_a_certificate_that_ends_soon_is_warned_about_once_a_day(tmp_path, caplog):

@@ -43,6 +43,7 @@ class AddressFile(msgspec.Struct, kw_only=True):
     version: str = ""
     started_at: str = ""
     fingerprint: str = ""  #: of the certificate, where clients have to pin it
+    listens: str = ""  #: the URL with the address that it listens at
 
 
 def locate(

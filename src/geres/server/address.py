@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -24,14 +26,27 @@ def local_url(listener: socket.socket, *, with_tls: bool) -> str:
     return f"{'https' if with_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def write_address(home: Path, url: str, fingerprint: str = "") -> None:
+def named_url(local: str, configured: str, names: Sequence[str]) -> str:
+    """The local address by a name that stands in the certificate, for those who check it; `names` are all of
+    them, none where nobody does.  `configured` is how other machines reach this server, where that is known.
+    """
+    parts = urlsplit(local)
+    if not names or parts.hostname in names:
+        return local
+    name = next((one for one in names if "*" not in one), "")
+    return configured.rstrip("/") or (f"https://{name}:{parts.port}" if name else local)
+
+
+def write_address(home: Path, url: str, fingerprint: str = "", listens: str = "") -> None:
     """Say that this process answers at `url`, or will in a moment: written beside and moved into place.
 
-    `fingerprint` is of its certificate, where clients have to pin it.
+    `fingerprint` is of its certificate, where clients have to pin it; `listens` is `url` with the address
+    that it listens at, where that is another one.
     """
     content = {
         "url": url,
         "fingerprint": fingerprint,
+        "listens": listens or url,
         "host_id": config.host_id(),
         "host": socket.gethostname(),
         "pid": os.getpid(),

@@ -88,7 +88,7 @@ def predecessor(home: Path, host: str, port: int) -> int | None:
         return None
     if found is None or found.host_id != config.host_id() or not _is_server(found.pid):
         return None
-    parts = urlsplit(found.url)
+    parts = urlsplit(found.listens or found.url)
     if (parts.hostname, parts.port) != ({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), port):
         return None
     if has_keeper(home):

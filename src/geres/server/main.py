@@ -28,7 +28,7 @@ from geres.errors import GeresError, StoreUnavailable
 from geres.model.identity import provider_of
 from geres.sdk.discover import read_address
 from geres.server import fleet, listening, loops, opening, tls
-from geres.server.address import local_url, remove_address, write_address
+from geres.server.address import local_url, named_url, remove_address, write_address
 from geres.server.asking import Asking
 from geres.server.attending import Attendant
 from geres.server.clock import Clock, wall_us
@@ -152,6 +152,7 @@ async def serve(
         replaces = replaces or listening.predecessor(home, settings.host, settings.port)
         listener = listening.listen(settings.host, settings.port, beside=replaces is not None)
     try:
+        tls.check(settings)  # a refusal now leaves the server that we replace at work
         opened = _open_store(opening.store_url(settings.store, home), home, listener, replaces)
     except BaseException:
         listener.close()
@@ -171,7 +172,7 @@ def _open_store(url: str, home: Path, listener: socket.socket, replaces: int | N
         return opening.open_store(url, now_us=wall_us())
     opening.check_file(url)  # a refusal now leaves the other one at work
     if (found := read_address(home)) is not None:  # before it takes its own away: nobody is to find none
-        write_address(home, found.url, found.fingerprint)
+        write_address(home, found.url, found.fingerprint, found.listens)
     listening.tell_to_stop(replaces)
     return opening.open_store(url, now_us=wall_us(), patience_seconds=_HAND_OVER_SECONDS)
 
@@ -187,8 +188,9 @@ class _Server:
             self._clock = Clock(opened.db.call(servers.store_time_us))
         self._tls = tls.prepare(settings, home, opened.db, now_us=self._clock())
         self._pin = self._tls.pin if self._tls else ""
-        self._url = local_url(listener, with_tls=self._tls is not None)
-        url = fleet.reachable_url(settings.url, self._url, listener, self._store_url)
+        self._listens = local_url(listener, with_tls=self._tls is not None)
+        self._url = named_url(self._listens, settings.url, self._tls.names if self._tls else ())
+        url = fleet.reachable_url(settings.url, self._listens, listener, self._store_url)
         me = Introduction(0, url, __version__, self._clock(), secrets.token_urlsafe(32), self._pin)
         tenant_id, me = opened.db.call(
             opening.introduce,
@@ -269,7 +271,7 @@ class _Server:
             async with anyio.create_task_group() as http_group:
                 http_group.start_soon(self._http.serve, [self._listener])
                 await self._http.accepting.wait()
-                write_address(self._home, self._url, self._pin)
+                write_address(self._home, self._url, self._pin, self._listens)
                 ready(self._url)
                 listening.notify("READY=1")
                 if replaces is not None:

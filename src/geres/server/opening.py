@@ -8,6 +8,7 @@ import logging
 import os
 import pwd
 import secrets
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -78,7 +79,10 @@ def check_file(url: str) -> None:
     _check_place(path)
     check_database(path)
     with contextlib.closing(_connect_read_only(path)) as source:
-        _check_version(_version_of(source, path), path)
+        current = _version_of(source, path)
+        _check_version(current, path)
+    if current < migrate.newest_version() and shutil.disk_usage(path.parent).free < path.stat().st_size:
+        raise _no_copy(path, "the disk has no room for it")
 
 
 def _migrated(opened: Opened, now_us: int) -> Opened:
@@ -155,11 +159,15 @@ def keep_copy(path: Path) -> Path | None:
             sync_folder(copy.parent)
         except (sqlite3.Error, OSError) as error:
             part.unlink(missing_ok=True)
-            raise StoreUnavailable(
-                f"no copy of {path} can be kept before its migration ({error}); it needs as much room on that"
-                " disk again; nothing was changed"
-            ) from error
+            raise _no_copy(path, str(error)) from error
         return copy
+
+
+def _no_copy(path: Path, why: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"no copy of {path} can be kept before its migration ({why}): make as much room again on that disk;"
+        " nothing was changed"
+    )
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:

@@ -80,6 +80,7 @@ def check_certificate(settings: ServerConfig) -> str:
     """How clients know the server, in words.  Raises Invalid for files that cannot be used."""
     if settings.certificate and not {SELF_MADE, NO_TLS} & set(settings.certificate):
         given = tls.given(settings)
+        given.refuse_ended()
         if not given.pin:
             return "a certificate that an authority signed; clients need nothing more"
         return f"a certificate signed by itself, {given.pin}"

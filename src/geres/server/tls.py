@@ -10,6 +10,7 @@ import ipaddress
 import logging
 import socket
 import ssl
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -42,10 +43,12 @@ class Tls:
         self.context.minimum_version = ssl.TLSVersion.TLSv1_2
         self.context.set_alpn_protocols(["http/1.1"])
         self._seen = self._stamp()
-        found = self._load()
+        found = self._load(lambda found: None)
         self.fingerprint, self._until = found.fingerprint, found.until
         #: What clients pin; empty where an authority vouches for the certificate, which so may be renewed.
         self.pin = self.fingerprint if (found.signed_by_itself if pinned is None else pinned) else ""
+        #: Names and addresses that clients look for in it; none where they pin it.
+        self.names = () if self.pin else found.names
         self._warned: datetime | None = None
 
     async def step(self) -> bool:
@@ -59,7 +62,7 @@ class Tls:
             return False
         self._seen = stamp
         try:
-            found = self._load()
+            found = self._load(self._refuse_ended)
         except Invalid as error:
             log.error("the renewed certificate cannot be used; the old one stays: %s", error)
             return False
@@ -81,12 +84,26 @@ class Tls:
             extra={"event": "certificate_ends"},
         )
 
-    def _load(self) -> _Found:
-        """Take the files, or leave all as it was.  Raises Invalid."""
+    def refuse_ended(self) -> None:
+        """Raise Invalid where clients refuse the certificate because of its dates."""
+        self._refuse_ended(_first_certificate(self._certificate))
+
+    def _refuse_ended(self, found: _Found) -> None:
+        if not self.pin and found.until <= datetime.now(UTC):
+            raise Invalid(
+                f"certificate: {self._certificate} ended at {found.until:%Y-%m-%d %H:%M} UTC, and clients"
+                " refuse it; renew it",
+                field="certificate",
+            )
+
+    def _load(self, check: Callable[[_Found], None]) -> _Found:
+        """Take the files, where `check` does not raise, or leave all as it was.  Raises Invalid."""
         trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # a half renewed pair must not reach the one in use
         try:
-            for context in (trial, self.context):
-                context.load_cert_chain(self._certificate, self._key, password=lambda: "")
+            trial.load_cert_chain(self._certificate, self._key, password=lambda: "")
+            found = _first_certificate(self._certificate)
+            check(found)
+            self.context.load_cert_chain(self._certificate, self._key, password=lambda: "")
         except OSError as error:
             what = error.strerror if not isinstance(error, ssl.SSLError) else error.reason
             raise Invalid(
@@ -95,7 +112,7 @@ class Tls:
                 " together, the key without a password",
                 field="certificate",
             ) from None
-        return _first_certificate(self._certificate)
+        return found
 
     def _stamp(self) -> tuple[object, ...]:
         return tuple(_stat(path) for path in (self._certificate, self._key) if path is not None)
@@ -117,6 +134,12 @@ def prepare(settings: ServerConfig, home: Path, db: Database, *, now_us: int) ->
     if settings.certificate == (config.SELF_MADE,) or (not settings.certificate and needs_tls(settings)):
         return Tls(_self_made(settings.host, home, db, now_us), None, pinned=True)
     return None if not settings.certificate or settings.insecure else given(settings)
+
+
+def check(settings: ServerConfig) -> None:
+    """Raise Invalid for files that cannot be used, without looking into the store."""
+    if settings.certificate and not {config.SELF_MADE, config.NO_TLS} & set(settings.certificate):
+        given(settings)
 
 
 def given(settings: ServerConfig) -> Tls:
@@ -187,6 +210,7 @@ class _Found(NamedTuple):
     fingerprint: str
     signed_by_itself: bool
     until: datetime
+    names: tuple[str, ...]  #: host names first, then addresses
 
 
 def _first_certificate(path: Path) -> _Found:
@@ -199,4 +223,11 @@ def _first_certificate(path: Path) -> _Found:
     except (OSError, ValueError) as error:
         raise Invalid(f"certificate: {path} holds no certificate: {error}", field="certificate") from None
     fingerprint = trust.fingerprint(found.public_bytes(Encoding.DER))
-    return _Found(fingerprint, found.issuer == found.subject, found.not_valid_after_utc)
+    try:
+        said = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        names: tuple[str, ...] = ()
+    else:
+        addresses = map(str, said.get_values_for_type(x509.IPAddress))
+        names = (*said.get_values_for_type(x509.DNSName), *addresses)
+    return _Found(fingerprint, found.issuer == found.subject, found.not_valid_after_utc, names)
