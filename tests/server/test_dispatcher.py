@@ -165,17 +165,25 @@ async def test_a_node_that_connects_during_a_turn_gets_its_assignment_once(serve
     assert desk.room.tasks == 1
 
 
-async def test_leases_go_on_after_the_store_was_away(servers: Servers) -> None:
+@pytest.mark.parametrize("clock_us", [SECOND, 0, -10 * SECOND, 3600 * SECOND], ids=str)
+async def test_leases_go_on_after_the_store_was_away_and_end_whatever_the_clock_shows(
+    servers: Servers, monkeypatch: pytest.MonkeyPatch, clock_us: int
+) -> None:
+    """`clock_us` is by how much the clock goes on each second."""
     await servers.connect()
-    servers.world.now_us += 2 * LEASE_US
+    began, lease = time.monotonic(), LEASE_US // SECOND
 
-    await servers.leases.lose_step()
-    assert servers.world.row("SELECT state FROM node")["state"] == "idle"
+    async def state_after(seconds: int) -> str:
+        servers.world.now_us += clock_us
+        with monkeypatch.context() as patched:
+            patched.setattr(time, "monotonic", lambda: began + seconds)
+            await servers.leases.lose_step()
+        return str(servers.world.row("SELECT state FROM node")["state"])
 
-    for _ in range(15):
-        servers.world.now_us += SECOND
-        await servers.leases.lose_step()
-    assert servers.world.row("SELECT state FROM node")["state"] == "lost"
+    assert {await state_after(second) for second in range(lease - 1)} == {"idle"}
+    back = 3 * lease  # nobody could renew anything meanwhile
+    assert {await state_after(back + second) for second in range(lease)} == {"idle"}
+    assert await state_after(back + lease) == "lost"
 
 
 async def test_a_new_connection_keeps_the_gpus_that_tasks_have(servers: Servers) -> None:
@@ -270,7 +278,7 @@ async def test_what_a_node_does_not_start_in_time_is_taken_back_and_the_node_con
             patched.setattr(time, "monotonic", lambda: later)
             await servers.leases.lose_step()
 
-    await look_after(1.9)
+    await look_after(1.8)
     assert servers.world.state(silent) == "assigned"
     await look_after(2.1)
 

@@ -42,9 +42,9 @@ _CLOSE_LOOK = 12  #: commits between close looks
 class Fleet:
     """Everything that there is, driven by one seed."""
 
-    def __init__(self, db: Database, seed: int, folder: Path, *, jumps: bool = False) -> None:
-        """With `jumps` the store's clock is set now and then."""
-        self._jumps = jumps
+    def __init__(self, db: Database, seed: int, folder: Path, *, jumps: bool | None = None) -> None:
+        """With `jumps` the store's clock is set now and then; else in one schedule of four."""
+        self._jumps = seed % 4 == 3 if jumps is None else jumps
         self._db, self._seed, self._folder = db, seed, folder
         self._dice = Random(seed)
         self._time = Time()
@@ -126,7 +126,12 @@ class Fleet:
         return self._time.now_us + self._store_ahead_us
 
     def _jump(self) -> None:
-        self._store_ahead_us += self._dice.choice([-1, 1]) * self._dice.choice([3, 60, 3600]) * SECOND
+        """By some time, or back to what it was."""
+        if self._store_ahead_us and self._dice.random() < 0.4:
+            self._store_ahead_us = 0
+        else:
+            self._store_ahead_us += self._dice.choice([-1, 1]) * self._dice.choice([3, 60, 3600]) * SECOND
+        self._say(f"the store's clock is {self._store_ahead_us // SECOND} s ahead")
 
     def _end_store(self) -> None:
         self._store_is_up = False
@@ -139,20 +144,19 @@ class Fleet:
         if not what.startswith(_QUIET):
             self._say(f"  stored: {what}")
         if server is not None and what.startswith(("renew", "hello")):
-            self._db.call(self._note_leases, server.clock())
+            self._db.call(self._note_leases, server.store.asked_us)
         self._truth.look(self._db, rerun=self._rerunning)
         self._truth.leases(self._db)
         self._commits += 1
         if self._commits % _CLOSE_LOOK == 0:
             self._truth.look_closely(self._db)
 
-    def _note_leases(self, tx: Tx, server_us: int) -> None:
+    def _note_leases(self, tx: Tx, asked_us: int) -> None:
         """A lease that was just renewed goes on for its time, from when its server began to write it."""
         for node, heartbeat_at in tx.raw("SELECT id, heartbeat_at FROM node"):
             if self._truth.beats.get(node) != heartbeat_at:
                 self._truth.beats[node] = heartbeat_at
-                since_us = server_us - heartbeat_at
-                self._truth.leases_us[node] = self._time.now_us - since_us + LEASE_US
+                self._truth.leases_us[node] = asked_us + LEASE_US
 
     # connections
 

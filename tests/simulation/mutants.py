@@ -17,7 +17,7 @@ from typing import Any
 
 from geres.agent import node as agent_node
 from geres.model import lifecycle
-from geres.server import dispatcher
+from geres.server import dispatcher, leases
 from geres.store import ends, nodes, turn
 from geres.store.sql import statements
 from tests.simulation import fleet
@@ -94,7 +94,13 @@ MUTANTS: dict[str, Mutant] = {
         ("task.attempt == report.attempt", "setattr(report, 'attempt', task.attempt) is None"),
     ),
     "the node of a report is not looked at": lambda: source(turn, "_end", (" and task.node_id == node", "")),
-    "the lease is not checked": lambda: sql("expired_nodes", " AND lease_until <= ", " AND 0 < "),
+    "the lease is not checked": lambda: source(
+        leases.Watch, "_length_us", ("return self._lease_us", "return 0"), ("return max(", "return min(0, ")
+    ),
+    "the clock says when a lease ends": lambda: source(
+        leases.Watch, "ended", ("[lease.node_id][1] <= now", "[lease.node_id][0].until <= self._clock()")
+    ),
+    "a lease never ends": lambda: source(leases.Watch, "ended", ("before[0] != lease", "True")),
     "finish numbers come from outside the lock": numbers_outside_the_lock,
     "a requeue is charged as a retry": lambda: source(
         lifecycle, "_after_loss", ("requeue=1, lost=1", "retry=1, lost=1")

@@ -58,7 +58,7 @@ class Server:
         self._running: dict[str, Strand] = {}
         self._next: dict[str, float] = {}
         self._time = time
-        self.store = SimulatedStore(db, fault, wrote)
+        self.store = SimulatedStore(db, fault, wrote, lambda: time.now_us)
         self.store.instead[servers.store_time_us] = store_us
         self.clock = clock = Clock(store_us())
         me = db.call(servers.register, Introduction(0, name, "0", clock()), lease_us=LEASE_US)

@@ -57,9 +57,17 @@ class Strand:
 class SimulatedStore(Database):
     """One server's way to the store.  `fault` is drawn for each call, `wrote` is told of each commit."""
 
-    def __init__(self, db: Database, fault: Callable[[str], Fault], wrote: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        db: Database,
+        fault: Callable[[str], Fault],
+        wrote: Callable[[str], None],
+        now_us: Callable[[], int],
+    ) -> None:
+        self._now_us = now_us
         self.dialect = db.dialect
         self._db, self._fault, self._wrote = db, fault, wrote
+        self.asked_us = 0  #: when what was committed last was asked for
         #: Answers of store functions that are not asked for: the clock of a database cannot be moved.
         self.instead: dict[Any, Callable[[], Any]] = {}
 
@@ -79,7 +87,9 @@ class SimulatedStore(Database):
         return await self._gated(function, args, kwargs, writes=False)
 
     async def _gated(self, function: Any, args: Any, kwargs: Any, writes: bool) -> Any:
+        asked_us = self._now_us()
         await Gate()
+        self.asked_us = asked_us
         fault = self._fault(function.__name__)
         if fault == "before":
             raise StoreUnavailable(f"simulated: {function.__name__} was not done")

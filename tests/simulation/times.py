@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from geres.agent import node, process, running, supervisor
-from geres.server import clock, desk, dispatcher, leases, planner, waiters
+from geres.server import clock, desk, dispatcher, leases, loops, planner, waiters
 
 SECOND = 1_000_000
 #: Modules that ask `time`; all of them see the simulated one.
-_MODULES = (clock, desk, dispatcher, leases, planner, waiters, node, process)
+_MODULES = (clock, desk, dispatcher, leases, loops, planner, waiters, node, process)
 
 
 class Time:

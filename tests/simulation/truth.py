@@ -119,6 +119,12 @@ class Truth:
                 if left > 0:
                     raise Wrong(f"{name} is declared lost {left / SECOND:.1f} s before its lease ends")
 
+    def gone(self, db: Database, host: str) -> None:
+        """A machine that has been off for long is not taken for connected."""
+        for _, name, state in db.call(_nodes):
+            if name == host and state not in ("lost", "offline"):
+                raise Wrong(f"{name} has been off for long, and is {state}")
+
 
 def _told(process: Any) -> str:
     if process is None:

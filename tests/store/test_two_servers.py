@@ -231,7 +231,7 @@ def test_a_lost_node_gives_back_its_tasks_once(two: Two) -> None:
         world.turn(node, 0, started=[(placement.candidate.id, attempt) for placement, attempt in given])
     world.now_us += LEASE_US
 
-    a, b = two.both(nodes.lose, lease_us=LEASE_US, now_us=world.now_us)
+    a, b = two.both(nodes.lose, world.ended, now_us=world.now_us)
 
     assert (len(a.stale_nodes), len(b.stale_nodes)) == (2, 0)
     assert {world.task(one)["lost_count"] for one in ids} == {1}

@@ -1,7 +1,6 @@
 """The server's clock: its monotonic clock plus an offset to the wall, or to the database's clock.
 
-Times never go back, and a wall clock that is set does not make leases end: the offset is moved on purpose,
-and whoever moves it first lets all leases go on.
+No lease ends by it: clocks are set, and each server notices it at another time.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ def wall_us() -> int:
 
 
 class Clock:
-    """Call it for the time in microseconds since 1970 UTC."""
+    """Call it for the time in microseconds since 1970 UTC.  It goes back only by a `jump`."""
 
     def __init__(self, now_us: int) -> None:
         self._offset = now_us - self._monotonic()
@@ -27,13 +26,22 @@ class Clock:
         self._last = max(self._last, self._monotonic() + self._offset)
         return self._last
 
-    def behind_us(self, now_us: int) -> int:
-        """How much this clock lags behind one that shows `now_us`; negative where it is ahead."""
-        return now_us - (self._monotonic() + self._offset)
+    def behind_us(self, now_us: int, *, waited_us: int = 0) -> int:
+        """How much this clock lags at least behind one that showed `now_us`; negative where it is ahead.
 
-    def follow(self, now_us: int) -> None:
-        """Take over another clock's time; where that is earlier this one stands until it has come."""
-        self._offset += self.behind_us(now_us)
+        That was at some moment of the last `waited_us`.
+        """
+        behind = now_us - (self._monotonic() + self._offset)
+        return behind if behind > 0 else min(0, behind + waited_us)
+
+    def follow(self, behind_us: int) -> None:
+        """Go on by so much; where that is backwards stand until the time has come."""
+        self._offset += behind_us
+
+    def jump(self, behind_us: int) -> None:
+        """Show another time at once."""
+        self._offset += behind_us
+        self._last = 0
 
     @staticmethod
     def _monotonic() -> int:

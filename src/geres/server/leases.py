@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from geres.model.states import NodeState
 from geres.model.wire import Frame
@@ -12,11 +12,44 @@ from geres.server.desk import Desk
 from geres.server.dispatcher import Dispatcher
 from geres.store import dispatching, nodes, servers
 from geres.store.database import Database, Order
+from geres.store.nodes import Lease
 from geres.store.servers import Introduction
 
 _START_LEASES = 2.0  #: an assignment that has not started after so many leases is taken back
 
 log = logging.getLogger("geres.leases")
+
+
+class Watch:
+    """Which leases have ended, by this server's own stopwatch.
+
+    Clocks are set, and servers notice it one after the other; so what counts is for how long a lease has stood
+    unchanged in the store while this server was looking.  Where it looked away for half a lease nobody may have
+    been able to renew any: all begin again.
+    """
+
+    def __init__(self, lease_us: int, clock: Callable[[], int]) -> None:
+        self._lease_us, self._clock = lease_us, clock
+        self._ends: dict[int, tuple[Lease, float]] = {}
+        self._looked = -float("inf")
+
+    def ended(self, leases: Sequence[Lease]) -> list[Lease]:
+        """Those of these leases that were there, just so, for their whole length.  Call it every second."""
+        now = time.monotonic()  # after they were read: each was renewed before
+        looked_away = now - self._looked > self._lease_us / 2e6
+        known, self._ends, self._looked = {} if looked_away else self._ends, {}, now
+        for lease in leases:
+            before = known.get(lease.node_id)
+            if before is None or before[0] != lease:
+                before = lease, now + self._length_us(lease) / 1e6
+            self._ends[lease.node_id] = before
+        return [lease for lease in leases if self._ends[lease.node_id][1] <= now]
+
+    def _length_us(self, lease: Lease) -> int:
+        """Ours, or what a server with longer leases has granted."""
+        if lease.until is None:
+            return self._lease_us
+        return max(self._lease_us, lease.until - max(self._clock(), lease.heartbeat_at or 0))
 
 
 class Leases:
@@ -32,10 +65,11 @@ class Leases:
         lease_seconds: float,
     ) -> None:
         self._db, self._clock, self._dispatcher, self._me = db, clock, dispatcher, me
-        self._lease_us = int(lease_seconds * 1e6)
+        self._lease_seconds, self._lease_us = lease_seconds, int(lease_seconds * 1e6)
+        self._watch = Watch(self._lease_us, clock)
         #: Nobody waits for the only server of a SQLite file; its lease need not cost a sync each second.
-        self._renew_every_us = self._lease_us // (10 if db.dialect == "postgres" else 3)
-        self._renewed_us = self._alive_us = self._looked_us = clock()
+        self._renew_every = lease_seconds / (10 if db.dialect == "postgres" else 3)
+        self._renewed = self._alive = self._looked = time.monotonic()
 
     async def renew_step(self) -> bool:
         """Renew the leases of the nodes that were heard, note who left, and move the states of nodes."""
@@ -91,24 +125,24 @@ class Leases:
 
     async def lose_step(self) -> bool:
         """Hold our own lease, declare nodes lost and take back what they had."""
-        now_us = self._clock()
-        away = now_us - self._alive_us > self._lease_us // 2  # nor could we renew anything meanwhile
-        if away or now_us - self._renewed_us >= self._renew_every_us:
+        now_us, now = self._clock(), time.monotonic()
+        away = now - self._alive > self._lease_seconds / 2  # nor could we renew anything meanwhile
+        if away or now - self._renewed >= self._renew_every:
             if away:
                 log.warning("the store or this server was away; leases go on")
             await self._db.run_as(
                 Order.HEARTBEAT,
                 servers.renew,
                 self._me,
-                last_us=self._alive_us,
+                last_us=now_us - int((now - self._alive) * 1e6),
                 lease_us=self._lease_us,
                 now_us=now_us,
             )
-            self._renewed_us = now_us
-        done = await self._db.run_as(Order.LOOP, nodes.lose, lease_us=self._lease_us, now_us=now_us)
-        self._alive_us = now_us
-        if now_us - self._looked_us > self._lease_us // 4:
-            self._looked_us = now_us
+            self._renewed = now
+        done = await self._db.run_as(Order.LOOP, nodes.lose, self._watch.ended, now_us=now_us)
+        self._alive = now
+        if now - self._looked > self._lease_seconds / 4:
+            self._looked = now
             await self._take_back()
         for node_id in done.stale_nodes:
             if desk := self._dispatcher.desks.get(node_id):

@@ -175,20 +175,35 @@ class Sweeper:
 
 
 class ClockKeeper:
-    """Compares our clock with the store's, or with the wall; a jump is logged and ends no lease."""
+    """Compares our clock with the store's, or with the wall.
+
+    After a jump leases are written anew, for those who go by what they say: servers of the previous release,
+    and who asks whether a name is taken.  That is done twice, for what was under way at the jump.
+    """
 
     def __init__(self, context: Context, clock: Clock, lease_seconds: float) -> None:
         self._context, self._clock = context, clock
         self._lease_us = int(lease_seconds * 1e6)
+        #: Our clock may stand for as long, and renewals then say the same.
+        self._most_drift_us = min(JUMP_US, self._lease_us // 8)
+        self._to_mend = 0  #: so often
 
     async def step(self) -> bool:
-        now_us = await self._context.db.read(servers.store_time_us) or wall_us()
-        behind = self._clock.behind_us(now_us)
-        if abs(behind) > JUMP_US:
+        db, asked = self._context.db, time.monotonic()
+        now_us = await db.read(servers.store_time_us) or wall_us()
+        waited_us = int((time.monotonic() - asked) * 1e6)
+        behind = self._clock.behind_us(now_us, waited_us=waited_us)
+        if abs(behind) > self._most_drift_us:
             log.warning(
                 "the clock was set by %.1f s; all leases go on", behind / 1e6, extra={"event": "clock_jumped"}
             )
-            until = max(now_us, self._clock())
-            await self._context.db.run(servers.extend_leases, lease_us=self._lease_us, now_us=until)
-        self._clock.follow(now_us)
+            self._clock.jump(behind)
+            self._to_mend = 2
+        else:
+            self._clock.follow(behind)
+        if self._to_mend:
+            await db.run(servers.extend_leases, lease_us=self._lease_us, now_us=self._clock())
+            while await db.run(upkeep.shorten_retries, now_us=self._clock()):
+                pass
+            self._to_mend -= 1
         return False

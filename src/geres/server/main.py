@@ -318,7 +318,7 @@ class _Server:
             ("going nodes", attendant.step, 1.0, context.attendant),
             ("silent nodes", attendant.revive_step, 1.0, Doorbell()),
             ("sweeper", loops.Sweeper(context).step, 60.0, Doorbell()),
-            ("clock", clock.step, 10.0, Doorbell()),
+            ("clock", clock.step, lease / 3, Doorbell()),
             *([("certificate", self._tls.step, 30.0, Doorbell())] if self._tls else []),
         ):
             pulse = context.pulses[name] = Pulse(every)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -18,6 +18,16 @@ from geres.store.turn import LockedTask, Turned, settle
 
 _PIECE = 500
 _MOST_NOTICE = 500  #: characters
+
+
+class Lease(NamedTuple):
+    """A node's lease as it stands in the store; each renewal changes it."""
+
+    node_id: int
+    epoch: int
+    until: int | None  #: None after a good-bye
+    heartbeat_at: int | None
+    state: str  #: `connected`, `lost` or `offline`
 
 
 class Held(NamedTuple):
@@ -230,20 +240,40 @@ def take_back(tx: Tx, node_id: int, epoch: int, attempts: Sequence[AttemptKey], 
     return done
 
 
-def lose(tx: Tx, *, lease_us: int, now_us: int, limit: int = 50) -> Turned:
+def lose(
+    tx: Tx, ended: Callable[[Sequence[Lease]], Sequence[Lease]], *, now_us: int, limit: int = 50
+) -> Turned:
     """Declare nodes lost whose lease has ended, and take back what they had, a piece of it each call.
 
-    `more` is True while there is more to take back.
+    `ended` picks those that have ended from all leases, once, and may keep what it saw whatever becomes of this
+    transaction.  A node that said good-bye has a lease for as long as it has attempts.  `more` is True while
+    there is more to take back.
     """
     done = Turned()
-    for node_id, _ in tx.rows("expired_nodes", now_us=now_us, limit=limit):
-        tx.run("lose_node", node_id=node_id)
-        tx.run("forget_kills_of_node", node_id=node_id)
-        move(tx, node_id, NodeState.LOST, why="no heartbeat until the end of its lease", now_us=now_us)
-        done.stale_nodes.append(node_id)
-    lost = [row[0] for row in tx.rows("nodes_lost_with_attempts", before_us=now_us - lease_us, limit=limit)]
-    if lost:
-        _take_back(tx, lost, done, now_us)
+    leases = {row[0]: Lease(*row) for row in tx.rows("leases")}
+    over = {lease.node_id for lease in ended([one for one in leases.values() if one.state != NodeState.LOST])}
+    over |= {lease.node_id for lease in leases.values() if lease.state == NodeState.LOST}
+    if not over:
+        return done
+    gone = []
+    for lease in (Lease(*row) for row in tx.rows("lock_leases", node_ids=sorted(over)[:limit])):
+        if lease != leases[lease.node_id]:
+            continue  # it was renewed meanwhile
+        gone.append(lease.node_id)
+        if lease.state not in (NodeState.LOST, NodeState.OFFLINE):
+            tx.run("lose_node", node_id=lease.node_id)
+            tx.run("forget_kills_of_node", node_id=lease.node_id)
+            move(
+                tx,
+                lease.node_id,
+                NodeState.LOST,
+                why="no heartbeat until the end of its lease",
+                now_us=now_us,
+            )
+            done.stale_nodes.append(lease.node_id)
+    if gone:
+        _take_back(tx, gone, done, now_us)
+    done.more = done.more or len(gone) == limit
     return done
 
 

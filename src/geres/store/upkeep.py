@@ -21,6 +21,17 @@ def wake(tx: Tx, *, now_us: int, limit: int = _PIECE) -> list[int]:
     return ids
 
 
+def shorten_retries(tx: Tx, *, now_us: int, limit: int = _PIECE) -> bool:
+    """After a clock was set back: let no retry wait for that time to come again.  True where there are more.
+
+    What an operator or user wants to start at a time of day is left alone.
+    """
+    ids = [row[0] for row in tx.rows("retries_from_a_time_to_come", now_us=now_us, limit=limit)]
+    if ids:
+        tx.run("retry_now", task_ids=ids, now_us=now_us)
+    return len(ids) == limit
+
+
 def next_wake_us(tx: Tx) -> int | None:
     """When the next task's time comes; None where none waits for a time."""
     found = tx.value("next_wake")

@@ -46,28 +46,32 @@ UPDATE node SET lease_until = :lease_until, heartbeat_at = :now_us, server_id = 
  WHERE node.id = CAST(batch.value->>0 AS BIGINT) AND node.epoch = CAST(batch.value->>1 AS BIGINT)
 RETURNING node.id, node.draining
 
--- name: expired_nodes
-SELECT id, epoch FROM node
- WHERE state IN ('starting', 'idle', 'running', 'draining') AND lease_until <= :now_us
- ORDER BY id LIMIT :limit
+-- name: leases
+-- Of connected nodes, and of those that are gone and still have attempts.  What is to be kept for a node stays
+-- with it until the node is back, or an operator removes it.
+SELECT id, epoch, lease_until, heartbeat_at,
+       CASE WHEN state IN ('lost', 'offline') THEN state ELSE 'connected' END AS state
+  FROM node
+ WHERE (state IN ('starting', 'idle', 'running', 'draining') AND lease_until IS NOT NULL)
+    OR (state IN ('lost', 'offline')
+        AND EXISTS (SELECT 1 FROM task JOIN spec ON spec.id = task.spec_id
+                     WHERE task.node_id = node.id
+                       AND (COALESCE(spec.on_disconnect, node.on_disconnect, 'run') <> 'keep'
+                            OR node.removed_at IS NOT NULL)))
+ ORDER BY id
+
+-- name: lock_leases
+-- One that is locked is being renewed, or says hello at this moment and keeps what it has.
+SELECT id, epoch, lease_until, heartbeat_at,
+       CASE WHEN state IN ('lost', 'offline') THEN state ELSE 'connected' END AS state
+  FROM node
+ WHERE id IN ids(:node_ids)
+ ORDER BY id
 /* skip locked */
 
 -- name: lose_node
 -- The epoch rises, so that nothing the node still says on its old connection counts.
 UPDATE node SET epoch = epoch + 1, server_id = NULL, lease_until = NULL WHERE id = :node_id
-
--- name: nodes_lost_with_attempts
--- Also nodes that said good-bye and still have attempts when their lease would have ended.
--- Locked: one that says hello at this moment keeps what it has.  What is to be kept for a node stays with it
--- until the node is back, or an operator removes it.
-SELECT id FROM node
- WHERE (state = 'lost' OR (state = 'offline' AND heartbeat_at <= :before_us))
-   AND EXISTS (SELECT 1 FROM task JOIN spec ON spec.id = task.spec_id
-                WHERE task.node_id = node.id
-                  AND (COALESCE(spec.on_disconnect, node.on_disconnect, 'run') <> 'keep'
-                       OR node.removed_at IS NOT NULL))
- ORDER BY id LIMIT :limit
-/* skip locked */
 
 -- name: infos_of_nodes
 SELECT id, info FROM node WHERE id IN ids(:node_ids)

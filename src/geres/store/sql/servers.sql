@@ -60,16 +60,16 @@ UPDATE node SET server_id = NULL WHERE id IN ids(:node_ids) AND server_id IN ids
 DELETE FROM server WHERE id IN ids(:server_ids)
 
 -- name: lock_nodes_to_extend
--- Of one server, or of all where none is named.  Nodes that are locked are being renewed, lost or connected.
+-- Of one server, or of all where none is named.  A lease that ends later was written before a clock was set back.
 SELECT id FROM node
- WHERE lease_until IS NOT NULL AND lease_until < :lease_until
+ WHERE lease_until <> :lease_until
    AND (CAST(:server_id AS BIGINT) IS NULL OR server_id = CAST(:server_id AS BIGINT))
  ORDER BY id
 /* for no key update */
 
 -- name: extend_leases
 UPDATE node SET lease_until = :lease_until
- WHERE id IN ids(:node_ids) AND lease_until IS NOT NULL AND lease_until < :lease_until
+ WHERE id IN ids(:node_ids) AND lease_until <> :lease_until
 
 -- name: extend_servers
-UPDATE server SET lease_until = :lease_until WHERE lease_until < :lease_until
+UPDATE server SET lease_until = :lease_until WHERE lease_until <> :lease_until
