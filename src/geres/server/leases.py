@@ -23,9 +23,9 @@ log = logging.getLogger("geres.leases")
 class Watch:
     """Which leases have ended, by this server's own stopwatch.
 
-    Clocks are set, and servers notice it one after the other; so what counts is for how long a lease has stood
-    unchanged in the store while this server was looking.  Where it looked away for half a lease nobody may have
-    been able to renew any: all begin again.
+    Clocks are set, and servers notice it one after the other; so what counts is for how long a lease has
+    stood unchanged in the store while this server was looking.  Where it looked away for half a lease nobody
+    may have been able to renew any: all begin again.
     """
 
     def __init__(self, lease_us: int, clock: Callable[[], int]) -> None:

@@ -245,9 +245,9 @@ def lose(
 ) -> Turned:
     """Declare nodes lost whose lease has ended, and take back what they had, a piece of it each call.
 
-    `ended` picks those that have ended from all leases, once, and may keep what it saw whatever becomes of this
-    transaction.  A node that said good-bye has a lease for as long as it has attempts.  `more` is True while
-    there is more to take back.
+    `ended` picks those that have ended from all leases, once, and may keep what it saw whatever becomes of
+    this transaction.  A node that said good-bye has a lease for as long as it has attempts.  `more` is True
+    while there is more to take back.
     """
     done = Turned()
     leases = {row[0]: Lease(*row) for row in tx.rows("leases")}
