@@ -69,26 +69,29 @@ OWN = {
         "GET /v1/tokens",
     ),
     *("GET /v1/audit", "GET /v1/join-tokens", "GET /v1/quotas"),
-    *("POST /v1/users", "POST /v1/join-tokens", "PUT /v1/quotas"),
+    *("POST /v1/users", "POST /v1/join-tokens"),
 }
 #: With things of the other tenant in the query or the body, and what they answer a stranger all the same.
 QUERIES = {
-    f"GET /v1/tasks?job={JOB}&count=true": 200,
-    f"GET /v1/tasks?user={USER}": 200,
-    f"GET /v1/tasks?node={NODE}": 200,
-    f"GET /v1/history?job={JOB}": 200,
+    f"GET /v1/tasks?job={JOB}&count=true": 404,
+    f"GET /v1/tasks?user={USER}": 404,
+    f"GET /v1/tasks?node={NODE}": 404,
+    f"GET /v1/history?job={JOB}": 404,
     "GET /v1/find": 422,
-    f"GET /v1/jobs?user={USER}": 200,
+    f"GET /v1/jobs?user={USER}": 404,
     f"GET /v1/find?id={JOB}": 404,
     f"GET /v1/find?id={TASK}": 404,
     f"GET /v1/find?id={SECRET}-job": 404,
     f"GET /v1/find?id={SECRET}-id": 404,
-    f"GET /v1/audit?user={USER}": 200,
-    f"GET /v1/tokens?user={USER}": 200,
+    f"GET /v1/audit?user={USER}": 404,
+    f"GET /v1/tokens?user={USER}": 404,
+    f"GET /v1/quotas?user={USER}": 404,
     # these say of each node what became of it
     **{f"POST /v1/nodes:{verb}": 200 for verb in ("drain", "undrain", "remove", "reload", "restart")},
     "POST /v1/nodes:reboot": 409,  # nothing reboots nodes here
 }
+#: Whose names a task knows: its submitter's and those of its nodes.
+_KNOWN_TO_TASKS = {f"GET /v1/tasks?user={USER}", f"GET /v1/tasks?node={NODE}", f"GET /v1/jobs?user={USER}"}
 _OPEN = {"GET /healthz", "GET /readyz"}
 #: What changes by itself, or because somebody was refused.
 _RESTLESS = {"server", "audit", "lane", "schema_version", "sqlite_sequence", "sqlite_stat1"}
@@ -201,7 +204,7 @@ class World:
         path = path.replace("{task_id}", things["task"]).replace("{job_ref}", things["job"])
         path = path.replace("{token}", things["token"])
         assert "{" not in path, f"{route}: say here what to ask it with"
-        body = BODIES.get(route)
+        body = BODIES.get(route.partition("?")[0])
         text = None if body is None else _fill(json.dumps(body), things).encode()
         assert method == "GET" or body is not None, f"{route}: say in BODIES what to ask it with"
         target = f"{path}?{_fill(query, things)}" if query else path
@@ -304,13 +307,34 @@ def test_a_viewer_reads_and_changes_nothing(world: World) -> None:
     assert world.rows() == before
 
 
+def test_a_user_reads_what_is_anothers_of_the_tenant_and_changes_none_of_it(world: World) -> None:
+    token = world._user("zebra", "zebra-uma", "user")
+    before = world.rows()
+    dry_run = "POST /v1/tasks?dry_run=true"
+    for route in sorted({*world.routes(), *QUERIES, dry_run} - {"GET /v1/find", "POST /v1/jobs"}):
+        if route in _OPEN:
+            continue
+        answer = world.ask(route, world.things(), token)
+        if "user" not in _roles(route) or route.startswith(("GET /v1/tokens?", "GET /v1/quotas?")):
+            expected = 403
+        elif route.startswith(("POST /v1/tokens/", "GET /v1/tasks/{task_id}/result")):
+            expected = 404  # tokens of others are not there for them, and the task has not ended
+        else:
+            expected = 200 if route.startswith(("GET ", "POST /v1/tasks:")) else 403
+            expected = 403 if route == "POST /v1/tasks:bulk" else expected
+        assert answer.status == expected, (route, answer.status, answer.body[:300])
+        if route.startswith("POST /v1/tasks:") and expected == 200:
+            assert [item["code"] for item in answer.json["items"]] == ["denied"], route
+    assert world.rows() == before
+
+
 def test_a_task_reaches_nothing_but_itself(world: World) -> None:
     before = world.rows()
     for route in sorted({*world.routes(), *QUERIES}):
         if route in _OPEN:
             continue
         answer = world.ask(route, world.things(), world.task_token)
-        expected = 200 if route in OWN else QUERIES.get(route, 404)
+        expected = 200 if route in OWN | _KNOWN_TO_TASKS else QUERIES.get(route, 404)
         if "task" not in _roles(route):
             expected = 403
         assert answer.status == expected, (route, answer.status, answer.body[:300])

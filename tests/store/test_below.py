@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from geres.errors import Denied, NotFound, Unauthenticated
+from geres.api import submitting
+from geres.errors import Denied, NameTaken, NotFound, Unauthenticated
 from geres.model.callers import Caller
 from geres.model.ids import parse_task
 from geres.model.jobs import ArraySpec, JobSpec
 from geres.model.task_tokens import Claim, check, make
-from geres.model.tasks import TaskRow, TaskSpec
-from geres.store import below, jobs, results, secrets, submit, task_actions, task_list, tasks, tenants
+from geres.model.tasks import SubmitTask, TaskRow, TaskSpec
+from geres.store import (
+    below,
+    dry_run,
+    jobs,
+    results,
+    secrets,
+    submit,
+    task_actions,
+    task_list,
+    tasks,
+    tenants,
+)
 from geres.store.jobs import JobQuery
 from geres.store.task_list import TaskQuery
 from tests.store.world import World, ended, key
@@ -105,6 +118,56 @@ def test_a_task_reaches_the_jobs_that_it_made(world: World) -> None:
             world.db.call(jobs.get, as_task(world, other), job)
     with pytest.raises(NotFound):
         submit_by(world, top, after=(other,))
+
+
+def test_a_task_is_not_attached_to_one_that_it_does_not_reach(world: World) -> None:
+    top, _ = world.submit(1)[0], world.submit(1, id="secret", name="secret")
+
+    def attach(caller: Caller) -> bool:
+        body = SubmitTask(task=TaskSpec(command=["true"], id="secret", if_exists="attach"))
+        return world.db.call(submitting._submit, caller, body, world.now_us)[1]
+
+    assert attach(world.ann)
+    with pytest.raises(NameTaken):
+        attach(as_task(world, top))
+
+
+def test_a_user_fills_only_their_own_jobs(world: World) -> None:
+    bob, spec = world.bob, TaskSpec(command=["true"])
+    theirs, mine = (
+        world.job(name="sweep"),
+        world.db.call(submit.create_job, bob, JobSpec(name="mine"), now_us=world.now_us),
+    )
+    for ref in (theirs, "sweep", world.submit()[0].partition(".")[0]):
+        with pytest.raises(Denied, match="is ann's"):
+            world.db.call(submit.create_tasks, bob, ref, spec, [TaskRow()], now_us=world.now_us)
+        with pytest.raises(Denied):
+            world.db.call(dry_run.resolve, bob, ref, spec)
+        attached = SubmitTask(task=TaskSpec(command=["true"], id="a", if_exists="attach"), job=ref)
+        with pytest.raises(Denied):
+            world.db.call(submitting._submit, bob, attached, world.now_us)
+    for ref in (None, "default", str(mine), "mine"):
+        world.db.call(submit.create_tasks, bob, ref, spec, [TaskRow()], now_us=world.now_us)
+    operator = Caller(world.tenant_id, "default", "olga", "operator")
+    world.db.call(submit.create_tasks, operator, theirs, spec, [TaskRow()], now_us=world.now_us)
+    with pytest.raises(NotFound):
+        world.db.call(submit.create_tasks, bob, "9000", spec, [TaskRow()], now_us=world.now_us)
+
+
+def test_a_name_means_ones_own_before_what_others_call_so(world: World) -> None:
+    def job(by: Caller) -> int:
+        return world.db.call(submit.create_job, by, JobSpec(name="sweep"), now_us=world.now_us)
+
+    mine = job(world.bob)
+    world.db.call(jobs.close, world.bob, mine, reason=None, now_us=world.now_us)
+    theirs = job(world.ann)
+    for bob in (world.bob, msgspec.structs.replace(world.bob, private=True)):
+        assert world.db.call(jobs.get, bob, "sweep").id == str(mine)
+    assert world.db.call(jobs.get, world.ann, "sweep").id == str(theirs)
+    zoe = Caller(world.tenant_id, "default", "zoe", "user")
+    assert world.db.call(jobs.get, zoe, "sweep").id == str(theirs)
+    with pytest.raises(NotFound):
+        world.db.call(jobs.get, msgspec.structs.replace(zoe, private=True), "sweep")
 
 
 def test_a_task_cannot_change_the_default_job_that_it_shares(world: World) -> None:

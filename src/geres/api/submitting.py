@@ -16,6 +16,7 @@ from geres.model import demand as demands
 from geres.model.callers import Caller
 from geres.model.demand import Demand
 from geres.model.ids import task_key
+from geres.model.jobs import DEFAULT_JOB
 from geres.model.specs import MOST_BULK_TASKS, check_spec
 from geres.model.tasks import (
     BulkAnswer,
@@ -28,7 +29,7 @@ from geres.model.tasks import (
     TaskRow,
     TaskSpec,
 )
-from geres.store import audit, dry_run, finding, idempotency, show, submit
+from geres.store import audit, below, dry_run, finding, idempotency, show, submit
 from geres.store.database import Tx
 from geres.store.parents import lock_parents
 
@@ -61,8 +62,8 @@ _row_decoder = msgspec.json.Decoder(TaskRow)
 async def submit_task(call: Call) -> tuple[int, bytes]:
     """Submit one task.
 
-    With the same Idempotency-Key the first answer comes again.  Errors: 404 not_found (job, after),
-    409 job_finished, name_taken, key_reused, 422 invalid.
+    With the same Idempotency-Key the first answer comes again.  Errors: 403 denied (another's job),
+    404 not_found (job, after), 409 job_finished, name_taken, key_reused, 422 invalid.
     """
     query = read_query(SubmitQuery, call.query)
     body = read_body(SubmitTask, call.body)
@@ -102,11 +103,12 @@ def _submit(tx: Tx, caller: Caller, body: SubmitTask, now_us: int) -> tuple[int,
     """(key, whether it was there before)."""
     if body.task.id is not None and body.task.if_exists == "attach":
         job_id = finding.find_job(tx, caller, body.job, now_us=now_us)
+        below.check_may_fill(tx, caller, job_id, body.job in (None, DEFAULT_JOB))
         # Locked, what is waited for first, so that of two requests at once the second finds the first one's.
         lock_parents(tx, caller, body.after, job_id, refuse=False)
         tx.one("lock_job", job_id=job_id, tenant_id=caller.tenant_id)
         found = tx.value("living_task_of_own_id", job_id=job_id, own_id=body.task.id)
-        if found is not None:
+        if found is not None and found in below.reached(tx, caller, [found]):
             return int(found), True
     made = submit.create_tasks(tx, caller, body.job, body.task, _NO_ROW, after=body.after, now_us=now_us)
     return task_key(int(made.job_id), made.first_number), False

@@ -61,11 +61,19 @@ def owns_job(tx: Tx, caller: Caller, job_id: int) -> bool:
 
 
 def check_may_fill(tx: Tx, caller: Caller, job_id: int, is_default: bool) -> None:
-    """Raise NotFound or Denied where a task may not submit to this job: others than `default` and its own."""
-    if caller.private and not caller.task and not sees_job(tx, caller, job_id):
-        raise NotFound(f"there is no job {job_id}; see `geres jobs`", id=str(job_id))
-    if not caller.task or is_default or owns_job(tx, caller, job_id):
+    """Raise NotFound or Denied where the caller may not submit to this job.
+
+    A user may to their own, for what waits in a job counts against its owner's quota and holds up its end; a
+    task may to `default` and to jobs that it made.
+    """
+    if is_default or caller.role in ("admin", "operator") or (caller.task and owns_job(tx, caller, job_id)):
         return
-    if not sees_job(tx, caller, job_id):
+    owner = tx.value("owner_of_job", job_id=job_id, tenant_id=caller.tenant_id)
+    if owner is None or not sees_job(tx, caller, job_id):
         raise NotFound(f"there is no job {job_id}; see `geres jobs`", id=str(job_id))
-    raise Denied("a task may submit to the job `default` and to jobs that it made", id=str(job_id))
+    if caller.task:
+        raise Denied("a task may submit to the job `default` and to jobs that it made", id=str(job_id))
+    if owner != caller.subject:
+        raise Denied(
+            f"job {job_id} is {owner}'s: submit to one of your own, or ask an operator", id=str(job_id)
+        )

@@ -9,6 +9,7 @@ from geres.errors import NotFound
 from geres.model.callers import Caller
 from geres.model.nearest import did_you_mean
 from geres.model.tasks import DEFAULT_POOL
+from geres.store.below import sees_job
 from geres.store.database import Tx
 
 _MOST_NAMES = 10_000  #: that one is looked for among
@@ -27,7 +28,10 @@ def check_names(
 
     Callers who see only what is theirs are not told who else there is.
     """
-    if job_id is not None and tx.one("job_state", job_id=job_id, tenant_id=caller.tenant_id) is None:
+    if job_id is not None and (
+        tx.one("job_state", job_id=job_id, tenant_id=caller.tenant_id) is None
+        or not sees_job(tx, caller, job_id)
+    ):
         raise NotFound(f"there is no job {job_id}; see `geres jobs`", id=str(job_id))
     if user is not None and not (caller.private or caller.task):
         check_user(tx, caller, user)

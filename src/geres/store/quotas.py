@@ -84,8 +84,10 @@ def list_quotas(tx: Tx, caller: Caller, user: str | None = None) -> list[Quota]:
     no other's.
 
     There is always one of the tenant and one of the caller, if without limits: they tell what is used.
-    Raises NotFound for a user who is not there.
+    Raises NotFound for a user who is not there, Denied for another one than a caller who sees no other's.
     """
+    if user not in (None, EACH, caller.subject) and RANK.get(caller.role, 0) < RANK["operator"]:
+        raise Denied("only operators and admins see the quotas of others", role=caller.role)
     if user not in (None, EACH):
         known.check_user(tx, caller, user or "")
     return _list(tx, caller, user)

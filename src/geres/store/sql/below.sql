@@ -24,6 +24,9 @@ SELECT id FROM up WHERE at = :root
 -- name: tasks_of_subject
 SELECT id FROM task WHERE id IN ids(:task_ids) AND submitted_by = :subject
 
+-- name: owner_of_job
+SELECT submitted_by FROM job WHERE id = :job_id AND tenant_id = :tenant_id
+
 -- name: job_of_subject
 SELECT 1 FROM job WHERE id = :job_id AND submitted_by = :subject
 

@@ -34,6 +34,3 @@ SELECT j.submitted_by, count(*)
   FROM task t JOIN job j ON j.id = t.job_id
  WHERE t.node_id IS NOT NULL AND j.tenant_id = :tenant_id
  GROUP BY j.submitted_by
-
--- name: owner_of_job
-SELECT submitted_by FROM job WHERE id = :job_id

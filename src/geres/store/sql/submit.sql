@@ -15,11 +15,11 @@ ON CONFLICT (tenant_id, name) DO UPDATE SET name = excluded.name
 RETURNING id
 
 -- name: find_job_by_name
--- The latest one of that name; the caller's own living one first.
+-- The latest one of that name; the caller's own living one first, then the caller's others.
 SELECT id FROM job
  WHERE tenant_id = :tenant_id AND name = :name
  ORDER BY CASE WHEN submitted_by = :subject AND named = 1 AND state IN ('active', 'disabled', 'closing')
-               THEN 0 ELSE 1 END, id DESC
+               THEN 0 WHEN submitted_by = :subject THEN 1 ELSE 2 END, id DESC
  LIMIT 1
 
 -- name: living_job_of_name
