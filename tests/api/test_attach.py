@@ -5,11 +5,15 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
+import anyio
+import msgspec
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from geres.api.attach import AttachQuery, _Attachment
+from geres.api.streams import Socket
 from geres.model.ids import parse_task
 from tests.agent.world import until
 from tests.api.world import Agent, Api, Client
@@ -313,3 +317,43 @@ def test_logs_of_a_running_task_are_what_there_is_so_far(api: Api, agent: Connec
 
 def test_a_task_that_has_written_nothing_has_empty_logs(api: Api) -> None:
     assert logs(api, api.submit()) == b""
+
+
+async def test_input_for_a_stream_that_broke_waits_for_the_next_one() -> None:
+    """And spins not meanwhile: until its reader notices, the broken one takes nothing, at once."""
+
+    class Counting(Socket):
+        tries = 0
+
+        async def write(self, frame: list[Any]) -> bool:
+            self.tries += 1
+            return await super().write(frame)
+
+    async def receive() -> dict[str, Any]:
+        if said:
+            return {"type": "websocket.receive", "bytes": said.pop()}
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        sent.set()
+
+    said, sent = [msgspec.msgpack.encode(["i", b"x"])], anyio.Event()
+    client, broken, next_one = Socket(receive, send), Counting(receive, send), Counting(receive, send)
+    broken.closed = True
+    made = _Attachment(
+        cast(Any, None), cast(Any, None), cast(Any, None), 1, AttachQuery(), client, may_write=True
+    )
+    made._noted_input = True
+    made._agent = broken
+    made._opened.set()
+    async with anyio.create_task_group() as group:
+        group.start_soon(made._read_client, group.cancel_scope)
+        await anyio.sleep(0.05)
+        assert broken.tries == 1
+        made._agent = next_one
+        made._opened.set()
+        with anyio.fail_after(10):
+            await sent.wait()
+        group.cancel_scope.cancel()
+    assert next_one.tries == 1

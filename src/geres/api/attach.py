@@ -84,6 +84,8 @@ class _Attachment:
                 agent = self._agent
                 if agent is not None and await agent.write(frame):
                     break
+                if agent is not None and agent is self._agent:  # broken, and not noticed yet by who reads it
+                    self._agent, self._opened = None, anyio.Event()
                 await self._opened.wait()
         scope.cancel()
 
@@ -134,7 +136,8 @@ class _Attachment:
                 return await self._pass_through(agent)
             finally:
                 self._agent = None
-                self._opened = anyio.Event()
+                if self._opened.is_set():
+                    self._opened = anyio.Event()
 
     async def _pass_through(self, agent: Socket | PeerSocket) -> bool:
         while True:

@@ -25,7 +25,7 @@ from geres.server import explaining, logs
 from geres.server.arriving import take_in
 from geres.server.desk import Desk
 from geres.server.faults import Faults
-from geres.server.frames import ask_action, ask_signal, facts_of, only_attempts, with_own_blobs
+from geres.server.frames import ask_action, ask_signal, bytes_of, facts_of, only_attempts, with_own_blobs
 from geres.server.hints import Hints
 from geres.server.known import Known
 from geres.server.orders import Orders
@@ -39,6 +39,7 @@ log = logging.getLogger("geres.dispatcher")
 
 _POLL_SECONDS = 1.0
 _MOST_REPORTS = 4000  #: taken into one turn; the rest waits for the next
+_MOST_BYTES = 256 << 20  #: of ends that wait for a turn; the agents repeat what comes beyond it
 _MOST_MEANS = 20_000  #: lanes whose mean run time is kept
 _SEND_AWAY_SECONDS = 2.0  #: at the end of this server, all nodes within so long
 _QUIET_SECONDS = 2.0  #: without traffic before a checksum is compared
@@ -81,6 +82,7 @@ class Dispatcher:
         self._started: list[tuple[int, int, int, int]] = []
         self._asked_done: list[tuple[int, int, int, str]] = []
         self._ended: list[tuple[int, Ended]] = []
+        self._ended_bytes = 0
         self._reported: dict[tuple[int, AttemptKey], None] = {}
         self._means: OrderedDict[int, float] = OrderedDict()
         self._known = Known(db)
@@ -154,11 +156,15 @@ class Dispatcher:
         for held in answer.held:
             if held.asked is not None:
                 action, number = ask_action(held.asked), ask_signal(held.asked)
+                if number:
+                    desk.signal_once(held.id, held.attempt, held.asked_at or 0)
                 frame.ask.append(Ask(held.id, held.attempt, action, number, held.message or ""))
         newer = self.desks.get(desk.node_id)
         if newer is not None and newer.epoch > desk.epoch:
             self.disconnect(desk, "the node has connected again")
             return desk
+        if newer is not None:  # of a hello before ours, which came to its end meanwhile
+            self.disconnect(newer, "the node has connected again")
         send(frame)
         self.desks[desk.node_id] = desk
         for held in give_back:
@@ -217,6 +223,8 @@ class Dispatcher:
 
     def _receive_end(self, desk: Desk, ended: Ended) -> None:
         key = (ended.task, ended.attempt)
+        if self._ended_bytes > _MOST_BYTES:  # the store is away, for long: it stays with its agent
+            return
         held = desk.held.get(key)
         if held is not None:
             if ended.usage is not None and ended.outcome != "given_back":
@@ -226,6 +234,7 @@ class Dispatcher:
         if (desk.node_id, key) not in self._reported:
             self._reported[(desk.node_id, key)] = None
             self._ended.append((desk.node_id, with_own_blobs(ended)))
+            self._ended_bytes += bytes_of(self._ended[-1:])
 
     def _learn(self, lane_id: int, seconds: float) -> None:
         self._means[lane_id] = credit.mean(self._means.get(lane_id), seconds)
@@ -346,7 +355,6 @@ class Dispatcher:
         try:
             done = await self._take(work)
         except StoreUnavailable:
-            self._unsure = True
             self._put_back(work)
             raise
         except Exception:
@@ -361,6 +369,7 @@ class Dispatcher:
     def _gather(self) -> Gathered:
         due, self._due = self._due, False
         ended, self._ended = self._ended[:_MOST_REPORTS], self._ended[_MOST_REPORTS:]
+        self._ended_bytes -= bytes_of(ended)
         ends = {(report.task, report.attempt) for _, report in ended}
         started = [row for row in self._started if (row[0], row[1]) not in ends]
         asked, self._asked_done, self._started = self._asked_done, [], []
@@ -382,17 +391,22 @@ class Dispatcher:
         self._started = work.started + self._started
         self._asked_done = work.asked + self._asked_done
         self._ended = work.ended + self._ended
+        self._ended_bytes += bytes_of(work.ended)
         self._due = True
 
     async def _take(self, work: Gathered) -> Turned:
-        return await self._db.run_as(
-            Order.TURN,
-            turn,
-            work,
-            self.planner,
-            now_us=self.planner.now_us,
-            known_specs=self._known.specs.keys(),
-        )
+        try:
+            return await self._db.run_as(
+                Order.TURN,
+                turn,
+                work,
+                self.planner,
+                now_us=self.planner.now_us,
+                known_specs=self._known.specs.keys(),
+            )
+        except StoreUnavailable:
+            self._unsure = True
+            raise
 
     async def _take_apart(self, work: Gathered) -> None:
         """Do what a failed turn was to do without what it cannot digest."""
@@ -401,6 +415,7 @@ class Dispatcher:
         self._due = True
         if left := await self._faults.reports(work):
             self._ended = left + self._ended
+            self._ended_bytes += bytes_of(left)
         elif work.pools:
             await self._faults.queued(work)
 
@@ -446,6 +461,7 @@ class Dispatcher:
             self._due = desk.remove(key) or self._due
         text = f"what is stored of it cannot be read: {error}"
         self._ended.append((node_id, Ended(task, attempt, "failed", Reason.INTERNAL, text[:1000])))
+        self._ended_bytes += bytes_of(self._ended[-1:])
         self.bell.ring()
 
     def after(self, done: Turned, now_us: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from geres.blobs.folder import output_key
@@ -70,3 +72,8 @@ def with_own_blobs(ended: Ended) -> Ended:
         if named is not None and named != output_key(ended.task, ended.attempt, stream):
             setattr(ended, f"{stream}_blob", None)
     return ended
+
+
+def bytes_of(reports: Iterable[tuple[int, Ended]]) -> int:
+    """About what (node, report) take in memory."""
+    return sum(1000 + len(one.stdout) + len(one.stderr) + len(one.value or b"") for _, one in reports)

@@ -14,7 +14,6 @@ from geres.store.database import Tx, batch
 from geres.store.ends import End, record
 from geres.store.turn import MOST_LANES, Gathered, Planner, Turned, turn
 
-
 PIECE = 5000  #: of what is asked of nodes, read at once
 
 

@@ -3,11 +3,13 @@ SELECT id, name, meta, array_total FROM job WHERE id IN ids(:job_ids)
 
 -- name: asked_on
 SELECT node_id, id, attempt, asked, message, asked_at FROM task
- WHERE node_id IN ids(:node_ids) AND asked IS NOT NULL
- ORDER BY id LIMIT 5000
+ WHERE node_id IN ids(:node_ids) AND asked IS NOT NULL AND id > :after
+ ORDER BY id LIMIT :limit
 
 -- name: kills_on
-SELECT node_id, task_id, attempt FROM kill WHERE node_id IN ids(:node_ids) ORDER BY node_id, task_id LIMIT 5000
+SELECT node_id, task_id, attempt FROM kill
+ WHERE node_id IN ids(:node_ids) AND (node_id, task_id, attempt) > (:node_id, :task_id, :attempt)
+ ORDER BY node_id, task_id, attempt LIMIT :limit
 
 -- name: look_at_nodes
 SELECT id, epoch, draining FROM node WHERE id IN ids(:node_ids)
