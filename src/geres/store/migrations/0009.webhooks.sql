@@ -20,4 +20,4 @@ ALTER TABLE outbox ADD COLUMN event TEXT NOT NULL DEFAULT 'task.ended';
 ALTER TABLE outbox ADD COLUMN job_id INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE outbox ADD COLUMN finish_no INTEGER;
 -- next_messages
-CREATE INDEX outbox_of_subscription ON outbox (subscription_id, id);
+CREATE INDEX outbox_of_subscription ON outbox (subscription_id, next_try_at, id);
