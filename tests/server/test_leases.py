@@ -29,8 +29,8 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch) -> Stopwatch:
     return Stopwatch(monkeypatch)
 
 
-def lease(at_us: int, *, length_us: int = LEASE_US, epoch: int = 1) -> Lease:
-    return Lease(7, epoch, at_us + length_us, at_us, "connected")
+def lease(at_us: int, *, length_us: int = LEASE_US) -> Lease:
+    return Lease(at_us + length_us, at_us)
 
 
 def ends_after(watch: Watch, one: Lease, stopwatch: Stopwatch, most: int = 200) -> int:
@@ -57,12 +57,6 @@ def test_a_renewal_by_a_clock_that_was_set_is_a_renewal(stopwatch: Stopwatch, se
     assert ends_after(watch, lease(START_US + (14 + set_by) * SECOND), stopwatch) == 15
 
 
-def test_a_new_connection_begins_anew(stopwatch: Stopwatch) -> None:
-    watch = Watch(LEASE_US, lambda: START_US)
-    ends_after(watch, lease(START_US), stopwatch)
-    assert ends_after(watch, lease(START_US, epoch=2), stopwatch) == 15
-
-
 def test_a_server_with_longer_leases_is_believed_also_while_its_clock_is_ahead(stopwatch: Stopwatch) -> None:
     for ahead in (0, 3600 * SECOND):
         watch = Watch(LEASE_US, lambda: START_US)
@@ -72,7 +66,7 @@ def test_a_server_with_longer_leases_is_believed_also_while_its_clock_is_ahead(s
 
 def test_who_said_good_bye_has_one_lease_more(stopwatch: Stopwatch) -> None:
     watch = Watch(LEASE_US, lambda: START_US)
-    assert ends_after(watch, Lease(7, 1, None, START_US - 3600 * SECOND, "offline"), stopwatch) == 15
+    assert ends_after(watch, Lease(None, START_US - 3600 * SECOND, 7, "offline"), stopwatch) == 15
 
 
 def test_who_looks_away_for_half_a_lease_begins_anew(stopwatch: Stopwatch) -> None:

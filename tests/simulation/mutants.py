@@ -98,9 +98,9 @@ MUTANTS: dict[str, Mutant] = {
         leases.Watch, "_length_us", ("return self._lease_us", "return 0"), ("return max(", "return min(0, ")
     ),
     "the clock says when a lease ends": lambda: source(
-        leases.Watch, "ended", ("[lease.node_id][1] <= now", "[lease.node_id][0].until <= self._clock()")
+        leases.Watch, "ended", ("if end <= now", "if (lease.until or end) <= self._clock()")
     ),
-    "a lease never ends": lambda: source(leases.Watch, "ended", ("before[0] != lease", "True")),
+    "a lease never ends": lambda: source(leases.Watch, "ended", ("known.get(lease) or ", "")),
     "finish numbers come from outside the lock": numbers_outside_the_lock,
     "a requeue is charged as a retry": lambda: source(
         lifecycle, "_after_loss", ("requeue=1, lost=1", "retry=1, lost=1")

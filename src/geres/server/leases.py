@@ -30,20 +30,16 @@ class Watch:
 
     def __init__(self, lease_us: int, clock: Callable[[], int]) -> None:
         self._lease_us, self._clock = lease_us, clock
-        self._ends: dict[int, tuple[Lease, float]] = {}
+        self._ends: dict[Lease, float] = {}
         self._looked = -float("inf")
 
     def ended(self, leases: Sequence[Lease]) -> list[Lease]:
-        """Those of these leases that were there, just so, for their whole length.  Call it every second."""
-        now = time.monotonic()  # after they were read: each was renewed before
-        looked_away = now - self._looked > self._lease_us / 2e6
-        known, self._ends, self._looked = {} if looked_away else self._ends, {}, now
-        for lease in leases:
-            before = known.get(lease.node_id)
-            if before is None or before[0] != lease:
-                before = lease, now + self._length_us(lease) / 1e6
-            self._ends[lease.node_id] = before
-        return [lease for lease in leases if self._ends[lease.node_id][1] <= now]
+        """Those of these leases that were there for their whole length.  Call it every second."""
+        now = time.monotonic()  # after they were read: each was written before
+        known = self._ends if now - self._looked <= self._lease_us / 2e6 else {}
+        self._looked = now
+        self._ends = {lease: known.get(lease) or now + self._length_us(lease) / 1e6 for lease in leases}
+        return [lease for lease, end in self._ends.items() if end <= now]
 
     def _length_us(self, lease: Lease) -> int:
         """Ours, or what a server with longer leases has granted."""

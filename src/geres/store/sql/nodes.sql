@@ -47,26 +47,25 @@ UPDATE node SET lease_until = :lease_until, heartbeat_at = :now_us, server_id = 
 RETURNING node.id, node.draining
 
 -- name: leases
--- Of connected nodes, and of those that are gone and still have attempts.  What is to be kept for a node stays
--- with it until the node is back, or an operator removes it.
-SELECT id, epoch, lease_until, heartbeat_at,
-       CASE WHEN state IN ('lost', 'offline') THEN state ELSE 'connected' END AS state
-  FROM node
- WHERE (state IN ('starting', 'idle', 'running', 'draining') AND lease_until IS NOT NULL)
-    OR (state IN ('lost', 'offline')
-        AND EXISTS (SELECT 1 FROM task JOIN spec ON spec.id = task.spec_id
-                     WHERE task.node_id = node.id
-                       AND (COALESCE(spec.on_disconnect, node.on_disconnect, 'run') <> 'keep'
-                            OR node.removed_at IS NOT NULL)))
- ORDER BY id
+-- Nodes that were renewed together share one.  A node that is gone and still has attempts stands for itself; what
+-- is to be kept for it stays with it until the node is back, or an operator removes it.
+SELECT lease_until, heartbeat_at, 0 AS node_id, 'connected' AS state FROM node
+ WHERE state IN ('starting', 'idle', 'running', 'draining', 'start_failed') AND lease_until IS NOT NULL
+ GROUP BY lease_until, heartbeat_at
+UNION ALL
+SELECT lease_until, heartbeat_at, id, state FROM node
+ WHERE state IN ('lost', 'offline')
+   AND EXISTS (SELECT 1 FROM task JOIN spec ON spec.id = task.spec_id
+                WHERE task.node_id = node.id
+                  AND (COALESCE(spec.on_disconnect, node.on_disconnect, 'run') <> 'keep'
+                       OR node.removed_at IS NOT NULL))
 
--- name: lock_leases
+-- name: lock_nodes_of_leases
 -- One that is locked is being renewed, or says hello at this moment and keeps what it has.
-SELECT id, epoch, lease_until, heartbeat_at,
-       CASE WHEN state IN ('lost', 'offline') THEN state ELSE 'connected' END AS state
-  FROM node
- WHERE id IN ids(:node_ids)
- ORDER BY id
+SELECT id, lease_until, heartbeat_at, state FROM node
+ WHERE (state IN ('starting', 'idle', 'running', 'draining', 'start_failed') AND lease_until IN ids(:untils))
+    OR (state IN ('lost', 'offline') AND id IN ids(:node_ids))
+ ORDER BY id LIMIT :limit
 /* skip locked */
 
 -- name: lose_node
