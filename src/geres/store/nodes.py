@@ -13,7 +13,6 @@ from geres.model.ids import show_task
 from geres.model.states import NodeState, Reason, TaskState
 from geres.model.wire import AttemptKey, Ended, Hello
 from geres.store.database import Row, Tx, batch
-from geres.store.pools import Start, at_hello
 from geres.store.sharing import pool_of
 from geres.store.turn import LockedTask, Turned, settle
 
@@ -68,7 +67,6 @@ class Connected:
     held: list[Held] = field(default_factory=list)  #: all that now count as on the node, resent ones included
     specs: dict[int, str] = field(default_factory=dict)
     turned: Turned = field(default_factory=Turned)  #: what was taken back
-    start: Start = Start()  #: whether it has to run a start task first
 
 
 def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int, now_us: int) -> Connected:
@@ -115,7 +113,6 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
     _settle_attempts(tx, hello, answer, node["boot_id"] not in (None, hello.boot_id), now_us)
     state = NodeState.DRAINING if answer.draining else NodeState.RUNNING if answer.held else NodeState.IDLE
     why = f"connected from {hello.host}"
-    answer.start = at_hello(tx, pool_id, hello.start)
     if answer.start.state is not None:
         state, why = answer.start.state, f"{why}; {answer.start.reason}"
         tx.run("set_node_reason", node_id=answer.node_id, reason=answer.start.reason)
