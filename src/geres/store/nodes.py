@@ -79,7 +79,7 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
     pool_id = pool_of(tx, tenant_id, hello.pool, now_us=now_us)
     key = {"tenant_id": tenant_id, "name": hello.node}
     node = tx.one("find_node", **key)
-    if is_new := node is None:
+    if node is None:
         tx.value("create_node", **key, pool_id=pool_id, now_us=now_us)
         node = tx.one("find_node", **key)
         assert node is not None
@@ -100,7 +100,7 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
         cpus=round(hello.cpus * 1000),
         memory_bytes=hello.memory_bytes,
         gpus=hello.gpus,
-        info=_info_of(hello),
+        info=msgspec.json.encode(msgspec.structs.replace(hello, attempts=[], running=[], notice="")).decode(),
         pool_id=pool_id,
         instance=_instance_of(node, hello, now_us),
         on_disconnect=hello.on_disconnect or None,
@@ -112,23 +112,11 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
     tx.run("forget_kills_of_node", node_id=node["id"])  # what only the agent has is killed anyway
     _settle_attempts(tx, hello, answer, node["boot_id"] not in (None, hello.boot_id), now_us)
     state = NodeState.DRAINING if answer.draining else NodeState.RUNNING if answer.held else NodeState.IDLE
-    why = f"connected from {hello.host}"
-    if answer.start.state is not None:
-        state, why = answer.start.state, f"{why}; {answer.start.reason}"
-        tx.run("set_node_reason", node_id=answer.node_id, reason=answer.start.reason)
-    if is_new and state is NodeState.STARTING:  # as which it was made
-        tx.run("add_node_event", node_id=answer.node_id, state=state, why=why, now_us=now_us)
-    move(tx, answer.node_id, state, why=why, now_us=now_us)
+    move(tx, answer.node_id, state, why=f"connected from {hello.host}", now_us=now_us)
     if hello.notice:
         notice = hello.notice.replace("\0", "")[:_MOST_NOTICE]
         tx.run("add_node_event", node_id=answer.node_id, state=state, why=notice, now_us=now_us)
     return answer
-
-
-def _info_of(hello: Hello) -> str:
-    """The hello without what changes."""
-    lasting = msgspec.structs.replace(hello, attempts=[], running=[], notice="", start=None)
-    return msgspec.json.encode(lasting).decode()
 
 
 def _instance_of(node: Row, hello: Hello, now_us: int) -> str:
