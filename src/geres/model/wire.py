@@ -88,6 +88,25 @@ class Stream(Struct, array_like=True):
     with_stdin: bool = False
 
 
+class StartOrder(Struct, array_like=True):
+    """The start task of a pool: what a node runs, once a boot and version of it, before it takes tasks."""
+
+    digest: str  #: names the version
+    argv: list[str]
+    env: dict[str, str] = {}
+    retries: int = 0
+    time_limit_seconds: float = 600.0  #: of each try
+
+
+class StartReport(Struct, array_like=True):
+    """How far a node is with its start task."""
+
+    digest: str = ""  #: of which version; empty: none has run since the boot
+    state: str = ""  #: running, done or failed
+    why: str = ""  #: of one that failed
+    tail: str = ""  #: the last part of what it wrote
+
+
 class Hello(Struct):
     """First frame of an agent."""
 
@@ -117,6 +136,7 @@ class Hello(Struct):
     address: str = ""  #: where the connection came from; the server writes it
     notice: str = ""  #: for the node's history: why the agent connects again
     on_disconnect: str = ""  #: of tasks that do not say: run, stop or keep
+    start: StartReport | None = None  #: None: of a version that knows no start tasks
 
 
 class Welcome(Struct):
@@ -127,6 +147,7 @@ class Welcome(Struct):
     lease_seconds: float
     heartbeat_seconds: float
     version: str
+    start_task: StartOrder | None = None  #: of the node's pool
 
 
 class Heartbeat(Struct):
@@ -165,6 +186,7 @@ class Frame(Struct, omit_defaults=True):
     drain: bool = False  #: server: start nothing more.  agent: I am leaving when my tasks have ended
     agent: str = ""  #: what the agent is to do with itself: reload, restart
     heard: int = 0  #: with heartbeat_ack: the number of the last heartbeat that the lease was renewed for
+    start: StartReport | None = None  #: the start task has come so far
 
 
 encode = msgspec.msgpack.Encoder().encode

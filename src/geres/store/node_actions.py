@@ -19,7 +19,8 @@ from geres.store.database import Row, Tx
 from geres.store.task_actions import Done, ask, cancel, lock
 
 MOST_NAMES = 10_000
-_AT_WORK = (NodeState.STARTING, NodeState.IDLE, NodeState.RUNNING, NodeState.DRAINING)
+#: Of others the state stays: it takes nothing anyway.
+_AT_WORK = (NodeState.IDLE, NodeState.RUNNING, NodeState.DRAINING)
 _PIECE = 500
 
 _hello = msgspec.json.Decoder(Hello)

@@ -13,6 +13,7 @@ from geres.model.ids import show_task
 from geres.model.states import NodeState, Reason, TaskState
 from geres.model.wire import AttemptKey, Ended, Hello
 from geres.store.database import Row, Tx, batch
+from geres.store.pools import Start, at_hello
 from geres.store.sharing import pool_of
 from geres.store.turn import LockedTask, Turned, settle
 
@@ -67,6 +68,7 @@ class Connected:
     held: list[Held] = field(default_factory=list)  #: all that now count as on the node, resent ones included
     specs: dict[int, str] = field(default_factory=dict)
     turned: Turned = field(default_factory=Turned)  #: what was taken back
+    start: Start = Start()  #: whether it has to run a start task first
 
 
 def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int, now_us: int) -> Connected:
@@ -79,7 +81,7 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
     pool_id = pool_of(tx, tenant_id, hello.pool, now_us=now_us)
     key = {"tenant_id": tenant_id, "name": hello.node}
     node = tx.one("find_node", **key)
-    if node is None:
+    if is_new := node is None:
         tx.value("create_node", **key, pool_id=pool_id, now_us=now_us)
         node = tx.one("find_node", **key)
         assert node is not None
@@ -100,7 +102,7 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
         cpus=round(hello.cpus * 1000),
         memory_bytes=hello.memory_bytes,
         gpus=hello.gpus,
-        info=msgspec.json.encode(msgspec.structs.replace(hello, attempts=[], running=[], notice="")).decode(),
+        info=_info_of(hello),
         pool_id=pool_id,
         instance=_instance_of(node, hello, now_us),
         on_disconnect=hello.on_disconnect or None,
@@ -112,11 +114,24 @@ def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int
     tx.run("forget_kills_of_node", node_id=node["id"])  # what only the agent has is killed anyway
     _settle_attempts(tx, hello, answer, node["boot_id"] not in (None, hello.boot_id), now_us)
     state = NodeState.DRAINING if answer.draining else NodeState.RUNNING if answer.held else NodeState.IDLE
-    move(tx, answer.node_id, state, why=f"connected from {hello.host}", now_us=now_us)
+    why = f"connected from {hello.host}"
+    answer.start = at_hello(tx, pool_id, hello.start)
+    if answer.start.state is not None:
+        state, why = answer.start.state, f"{why}; {answer.start.reason}"
+        tx.run("set_node_reason", node_id=answer.node_id, reason=answer.start.reason)
+    if is_new and state is NodeState.STARTING:  # as which it was made
+        tx.run("add_node_event", node_id=answer.node_id, state=state, why=why, now_us=now_us)
+    move(tx, answer.node_id, state, why=why, now_us=now_us)
     if hello.notice:
         notice = hello.notice.replace("\0", "")[:_MOST_NOTICE]
         tx.run("add_node_event", node_id=answer.node_id, state=state, why=notice, now_us=now_us)
     return answer
+
+
+def _info_of(hello: Hello) -> str:
+    """The hello without what changes."""
+    lasting = msgspec.structs.replace(hello, attempts=[], running=[], notice="", start=None)
+    return msgspec.json.encode(lasting).decode()
 
 
 def _instance_of(node: Row, hello: Hello, now_us: int) -> str:
