@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, cast
 
 import anyio
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
+from geres.api import outputs
 from geres.api.attach import AttachQuery, _Attachment
 from geres.api.streams import Socket
 from geres.model.ids import parse_task
@@ -313,6 +316,33 @@ def test_logs_of_a_running_task_are_what_there_is_so_far(api: Api, agent: Connec
     reading.join(10)
 
     assert found == [b"so far"]
+
+
+@given(
+    parts=st.lists(st.text("ab\n", max_size=9).map(str.encode), max_size=12),
+    lines=st.integers(0, 9),
+    most=st.integers(1, 30),
+    piece=st.integers(1, 9),
+)
+async def test_the_last_lines_of_what_comes_are_found_in_pieces(
+    parts: list[bytes], lines: int, most: int, piece: int
+) -> None:
+    async def coming() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs, "_MOST_TAIL_BYTES", most)
+        patch.setattr(outputs, "_PIECE_BYTES", piece)
+        found = b"".join([part async for part in outputs._tail_of_live(coming(), lines)])
+    assert found == outputs.last_lines(b"".join(parts)[-most:], lines)
+
+
+def test_more_lines_than_a_server_counts_are_refused(api: Api) -> None:
+    task = api.submit("true")
+    refused = api.call("GET", f"/v1/tasks/{task}/logs", tail=10**12)
+    assert (refused.status, refused.error["facts"]["field"]) == (422, "tail")
+    assert api.call("GET", f"/v1/tasks/{task}/logs", tail=100_000).status == 200
 
 
 def test_a_task_that_has_written_nothing_has_empty_logs(api: Api) -> None:

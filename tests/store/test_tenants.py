@@ -200,6 +200,18 @@ def test_tenants_are_apart_and_can_be_shut_out(world: World) -> None:
     assert who(world, bobs.token)
 
 
+def test_a_tenant_that_was_disabled_is_closed_to_the_accounts_of_the_machine_too(world: World) -> None:
+    admin = Caller(1, "elsewhere", "zoe", "admin")
+    world.db.call(tokens.find_account, "mia", role="user", now_us=world.now_us)
+    world.db.call(tenants.disable_tenant, admin, "default", True, now_us=world.now_us)
+
+    for name in ("mia", "tom"):
+        with pytest.raises(Unauthenticated, match="tenant default was disabled"):
+            world.db.call(tokens.find_account, name, role="user", now_us=world.now_us)
+    root = world.db.call(tokens.find_account, "root", role="admin", now_us=world.now_us)  # may enable it
+    assert (root.subject, root.role, root.tenant_id) == ("root", "admin", world.tenant_id)
+
+
 def test_the_audit_log_is_written_with_the_change_or_not_at_all(world: World) -> None:
     (task,) = world.submit()
     note = Note("task.test", audit.tasks([key(task)]), world.now_us)

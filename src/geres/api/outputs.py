@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -28,6 +29,7 @@ from geres.store.tasks import Kept
 
 _PIECE_BYTES = 64 << 10
 _MOST_TAIL_BYTES = 64 << 20
+_MOST_TAIL_LINES = 100_000
 _MOST_ATTEMPT = (1 << 31) - 1
 #: Only for an agent of an earlier version, which does not say where what there is so far ends.
 _QUIET_SECONDS = 0.25
@@ -56,6 +58,10 @@ async def get_logs(request: Request, task_id: FromPath[str]) -> Stream:
         raise Invalid(f"stream: {query.stream!r} is neither stdout nor stderr", field="stream")
     if query.offset < 0 or (query.tail is not None and query.tail < 0):
         raise Invalid("offset and tail: are 0 or more", field="offset")
+    if query.tail is not None and query.tail > _MOST_TAIL_LINES:
+        raise Invalid(
+            f"tail: is at most {_MOST_TAIL_LINES:,} lines; leave it out for all of them", field="tail"
+        )
     if query.attempt is not None and not 0 <= query.attempt <= _MOST_ATTEMPT:
         raise Invalid(f"attempt: {query.attempt} is no number of an attempt", field="attempt")
     key = parse_task(task_id)
@@ -148,8 +154,8 @@ async def live_output(
             if frame[0] == "present":  # it sends what there is, and then the end
                 promised = True
                 yield b""
-            elif frame[0] == kind:
-                yield frame[1]
+            elif frame[0] == kind and isinstance(frame[-1], bytes):
+                yield frame[-1]
 
 
 async def _tail_of_live(parts: AsyncIterator[bytes], lines: int | None) -> AsyncIterator[bytes]:
@@ -157,12 +163,18 @@ async def _tail_of_live(parts: AsyncIterator[bytes], lines: int | None) -> Async
         async for part in parts:
             yield part
         return
-    kept = b""
+    kept = deque[bytes]()
+    size = ends = 0
     async for part in parts:
-        kept = (kept + part)[-_MOST_TAIL_BYTES:]
-        if kept.count(b"\n") > 2 * lines + 1000:
-            kept = last_lines(kept, lines)
-    yield last_lines(kept, lines)
+        if kept and len(kept[-1]) < _PIECE_BYTES:
+            kept[-1] += part
+        else:
+            kept.append(part)
+        size, ends = size + len(part), ends + part.count(b"\n")
+        while size - len(kept[0]) >= _MOST_TAIL_BYTES or ends - kept[0].count(b"\n") > lines:
+            first = kept.popleft()
+            size, ends = size - len(first), ends - first.count(b"\n")
+    yield last_lines(b"".join(kept)[-_MOST_TAIL_BYTES:], lines)
 
 
 async def _tail_of_kept(context: Context, kept: Kept, lines: int) -> AsyncIterator[bytes]:

@@ -70,16 +70,19 @@ def _problem(row: Row, now_us: int) -> str | None:
 def find_account(tx: Tx, name: str, *, role: UserRole, now_us: int) -> Caller:
     """The user with the name of an account of the server's machine; one that is new gets this role.
 
-    An admin by account stays one.  Raises Unauthenticated where the user was disabled.
+    An admin by account stays one.  Raises Unauthenticated where the user was disabled, or their tenant.
     """
     tenant_id = sharing.ensure_tenant(tx, LOCAL_TENANT, now_us=now_us)
-    user = tx.one("find_user", tenant_id=tenant_id, name=name)
-    if user is None:
+    row = tx.one("identity_here", tenant=LOCAL_TENANT, name=name)
+    assert row is not None
+    if row["tenant_disabled_at"] is not None and role != "admin":  # who may enable it again
+        raise Unauthenticated(f"the tenant {LOCAL_TENANT} was disabled: ask your administrator")
+    if row["role"] is None:
         tx.run("create_user", tenant_id=tenant_id, name=name, role=role, now_us=now_us)
-    elif user["disabled_at"] is not None:
+    elif row["user_disabled_at"] is not None:
         raise Unauthenticated(f"the user {name} was disabled: ask your administrator")
     elif role != "admin":
-        role = user["role"]
+        role = row["role"]
     return Caller(tenant_id, LOCAL_TENANT, name, role)
 
 

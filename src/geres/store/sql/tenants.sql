@@ -25,9 +25,6 @@ SELECT u.id, u.name, t.name AS tenant, u.role, u.created_at, u.disabled_at,
 INSERT INTO "user" (tenant_id, name, role, created_at) VALUES (:tenant_id, :name, :role, :now_us)
 ON CONFLICT (tenant_id, name) DO NOTHING
 
--- name: find_user
-SELECT role, disabled_at FROM "user" WHERE tenant_id = :tenant_id AND name = :name
-
 -- name: lock_user
 SELECT role, disabled_at FROM "user" WHERE tenant_id = :tenant_id AND name = :name /* for update */
 
