@@ -513,3 +513,28 @@ def test_u144_all_servers_of_a_store_show_one_certificate_and_trust_each_other(m
     # The node is connected to the first server: the second one passes the stream on, over TLS too.
     done = elsewhere.run("run", "--", "sh", "-c", "read line; echo got $line", input="in\n", env=env)
     assert (done.returncode, done.stdout) == (0, "got in\n"), done.stderr
+
+
+def test_u109_a_node_that_joined_at_one_server_goes_on_with_another(make_cluster, machine):
+    """Servers tell their nodes of each other; what a node was told it also knows after a restart."""
+    first = make_cluster(store="postgres", flags=("--certificate", "self-made", "--no-agent"))
+    second, node, client = machine(), machine(), machine()
+    port = free_port()
+    second.start("server", "--store", first._store, "--certificate", "self-made", "--port", str(port))
+    url = f"https://127.0.0.1:{port}"
+    pin = first.address["fingerprint"]
+    env = {"GERES_URL": url, "GERES_TOKEN": first.token, "GERES_FINGERPRINT": pin}
+    agent = node.start(*command(first), "--name", "n1")
+    eventually(lambda: names(first), lambda found: found == ["n1"])
+    known = node.home / "agent" / "servers"
+    eventually(lambda: known.exists() and known.read_text() == f"{url}\n")
+
+    first.stop()
+    done = client.run("run", "--", "echo", "at the second", env=env)
+    assert (done.returncode, done.stdout) == (0, "at the second\n"), done.stderr
+
+    agent.kill()
+    agent.wait()
+    node.start("agent", "--name", "n1")
+    done = client.run("run", "--", "echo", "again", env=env)
+    assert (done.returncode, done.stdout) == (0, "again\n"), done.stderr

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import itertools
 import logging
+import random
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +25,8 @@ from geres.model.joining import Invitation, Join, Joined, Renew
 log = logging.getLogger("geres.agent.access")
 
 FILE_NAME = "node.json"
+LEARNT_NAME = "servers"  #: in the agent's folder
+_MOST_LEARNT = 64
 _REQUEST_SECONDS = 30.0
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 30.0
@@ -51,31 +55,69 @@ def split_urls(text: str) -> list[str]:
 class Access:
     """The servers' addresses, their certificate's fingerprint, and the token of this node."""
 
-    def __init__(self, url: str, token: str, fingerprint: str = "", path: Path | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        token: str,
+        fingerprint: str = "",
+        path: Path | None = None,
+        learnt: Path | None = None,
+    ) -> None:
         """`url` is one address or several, parted by commas: of servers of one store, which are all alike.
 
-        `path` is of the file with the credential of a node that joined; it may be renewed meanwhile.
+        `path` is of the file with the credential of a node that joined; it may be renewed meanwhile. `learnt`
+        is where the addresses that servers told of are kept.
         """
-        self._urls = split_urls(url)
+        self._given = split_urls(url)
+        self._learnt_file, self._learnt = learnt, _read_learnt(learnt, self._given)
+        self._order = self._turns()
+        self.url = next(self._order)  #: the address to use now
+        self._next = next(self._order)
         self.token, self.fingerprint, self._path = token, fingerprint, path
         self._stamp = self._written()
 
     @property
-    def url(self) -> str:
-        """The address to use now."""
-        return self._urls[0]
+    def count(self) -> int:
+        """How many turns it takes until each given address was tried."""
+        return len(self._given) + bool(self._learnt)
 
     @property
-    def count(self) -> int:
-        return len(self._urls)
+    def is_given(self) -> bool:
+        """True where the address is one that somebody gave us, not one that a server told of."""
+        return self.url in self._given
 
     def turn(self) -> None:
         """Go on with the next address: this one does not answer."""
-        self._urls = [*self._urls[1:], self._urls[0]]
+        self.url, self._next = self._next, next(self._order)
+
+    def learn(self, urls: Sequence[str]) -> None:
+        """Take note of all servers, as one of them says; kept for the next start too.
+
+        Only with TLS: there it is certain that who answers at an address is one of them.
+        """
+        if not self.url.startswith("https://"):
+            return
+        found = _fit(urls, self._given)
+        if set(found) == set(self._learnt):
+            return
+        random.shuffle(found)  # when a server goes, its nodes are not all to go to the same one
+        self._learnt = found
+        self._next = next(self._order)
+        if self._learnt_file is not None:
+            with contextlib.suppress(OSError):  # a full disk
+                write_private(self._learnt_file, "".join(f"{url}\n" for url in found))
+
+    def _turns(self) -> Iterator[str]:
+        """The given addresses again and again, and after each round one of the others: these may lead
+        nowhere from here."""
+        for number in itertools.count():
+            yield from self._given
+            if self._learnt:
+                yield self._learnt[number % len(self._learnt)]
 
     def is_next_ready(self, seconds: float) -> bool:
         """True where the server that would be tried next says that it is ready.  Blocking."""
-        url = self._urls[1 % len(self._urls)]
+        url = self._next
         parts = urlsplit(url)
         connection: http.client.HTTPConnection
         if (place := unix_socket.path_of(url)) is not None:
@@ -109,6 +151,29 @@ class Access:
             return self._path.stat().st_mtime_ns if self._path is not None else 0
         except OSError:
             return 0
+
+
+def _fit(urls: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Those that may be tried beside the given ones."""
+    found = dict.fromkeys(url.rstrip("/") for url in urls if _is_https(url))
+    return [url for url in found if url not in given][:_MOST_LEARNT]
+
+
+def _is_https(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "https" and bool(parts.hostname) and parts.port != 0 and len(url) < 1000
+    except ValueError:
+        return False
+
+
+def _read_learnt(path: Path | None, given: Sequence[str]) -> list[str]:
+    if path is None or not given[0].startswith("https://"):
+        return []
+    try:
+        return _fit(path.read_text().split(), given)
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 def read(home: Path) -> Credential | None:

@@ -33,6 +33,7 @@ _LONGEST_PAUSE_SECONDS = 5.0
 _LONGEST_REFUSED_SECONDS = 30.0  #: where the server, or its certificate, is not for us
 _QUIET_SECONDS = 60.0  #: the same reason is logged so often
 _OPEN_SECONDS = 15.0
+_OPEN_LEARNT_SECONDS = 3.0  #: where nobody said that we reach the address
 _WELCOME_SECONDS = 30.0
 _SILENT_LEASES = 2.0  #: without an answer to a heartbeat for so many leases, the connection counts as dead
 _DOUBTFUL_LEASES = 0.6  #: and for so many, if a server says meanwhile that it is ready
@@ -53,7 +54,7 @@ def open_websocket(access: Access, path: str, ping_seconds: float | None) -> con
         additional_headers=access.headers,
         compression=None,
         max_size=None,
-        open_timeout=_OPEN_SECONDS,
+        open_timeout=_OPEN_SECONDS if access.is_given else _OPEN_LEARNT_SECONDS,
         ping_interval=ping_seconds,
         ping_timeout=ping_seconds,
         user_agent_header=None,
@@ -97,11 +98,12 @@ class Channel:
                 why = "the server closed it"
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, Refused) as error:
                 why = _reason(error, self._access.url)
-                if not self.is_connected and _is_refusal(error):
+                if not self.is_connected and _is_refusal(error, self._access):
                     longest = _LONGEST_REFUSED_SECONDS
             except InvalidURI as error:
-                url = self._access.url
-                raise SystemExit(f"geres agent: {url!r} is no address of a server: {error}") from None
+                why, url = str(error), self._access.url
+                if self._access.is_given:
+                    raise SystemExit(f"geres agent: {url!r} is no address of a server: {why}") from None
             if self._again.is_set():
                 self.is_connected = False
                 continue
@@ -149,6 +151,8 @@ class Channel:
             self._hold_lease(sent, first.welcome)
             self._answered_at = time.monotonic()
             self.is_connected = True
+            if first.servers:
+                self._access.learn(first.servers)
             node.obey(first)
             self._bell.set()
             await self._talk(socket, first.welcome)
@@ -164,6 +168,8 @@ class Channel:
                         if frame.heartbeat_ack:
                             self._answered_at = time.monotonic()
                             self._heard(frame.heard, welcome)
+                        if frame.servers:
+                            self._access.learn(frame.servers)
                         self._node.obey(frame)
                         if frame.assign and lease.clock() >= self._lease_until:
                             self._node.beat_bell.set()  # what must not run twice waits for it
@@ -245,11 +251,11 @@ class Channel:
         return await anyio.to_thread.run_sync(self._access.is_next_ready, _READY_SECONDS)
 
 
-def _is_refusal(error: BaseException) -> bool:
+def _is_refusal(error: BaseException, access: Access) -> bool:
     """True for what another try in a moment does not cure: somebody has to do something."""
     if isinstance(error, InvalidStatus):
         return error.response.status_code in (401, 403)
-    return isinstance(error, Refused | ssl.SSLError)
+    return isinstance(error, Refused) or (isinstance(error, ssl.SSLError) and access.is_given)
 
 
 def _reason(error: Exception, url: str) -> str:

@@ -331,6 +331,7 @@ def _access(words: argparse.Namespace, home: Path, config: settings.Config) -> t
 
     With the name and the pool that the node joined with, where nothing else is asked for.
     """
+    learnt = home / "agent" / joining.LEARNT_NAME
     agent, is_local = config.agent, words.url is not None and words.url == _address(home)
     found: Credential | None = None
     if invitation := words.join or ("" if is_local else agent.join):
@@ -340,7 +341,8 @@ def _access(words: argparse.Namespace, home: Path, config: settings.Config) -> t
     if found is not None:
         pool = agent.pool if "agent.pool" in config.origins else found.pool or agent.pool
         agent = msgspec.structs.replace(agent, name=agent.name or found.node, pool=pool)
-        return Access(words.url or found.url, found.token, found.fingerprint, home / joining.FILE_NAME), agent
+        url, path = words.url or found.url, home / joining.FILE_NAME
+        return Access(url, found.token, found.fingerprint, path, learnt), agent
     url = words.url or os.environ.get("GERES_URL") or _address(home)
     if not url:
         raise Invalid(
@@ -352,7 +354,7 @@ def _access(words: argparse.Namespace, home: Path, config: settings.Config) -> t
         token = path.read_text().strip()
     except OSError as error:
         raise Invalid(f"{path}: the agent's token cannot be read: {error.strerror}", field="home") from None
-    return Access(url, token, _fingerprint(home, url)), agent
+    return Access(url, token, _fingerprint(home, url), learnt=learnt), agent
 
 
 def _say(text: str) -> None:

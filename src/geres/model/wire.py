@@ -187,6 +187,7 @@ class Frame(Struct, omit_defaults=True):
     agent: str = ""  #: what the agent is to do with itself: reload, restart
     heard: int = 0  #: with heartbeat_ack: the number of the last heartbeat that the lease was renewed for
     start: StartReport | None = None  #: the start task has come so far
+    servers: list[str] = []  #: server: addresses of all servers of this store, where there are several
 
 
 encode = msgspec.msgpack.Encoder().encode

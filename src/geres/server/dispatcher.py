@@ -77,6 +77,7 @@ class Dispatcher:
         self._tenant_id, self._me, self._hints = tenant_id, me, hints or Hints(me.id)
         self._lease_seconds = lease_seconds
         self.bell = Doorbell()
+        self.servers: list[str] = []  #: addresses of all, where there are several
         self.desks: dict[int, Desk] = {}
         self.left: dict[int, int] = {}  #: nodes that said good-bye, and the epoch; not stored yet
         self._started: list[tuple[int, int, int, int]] = []
@@ -165,6 +166,7 @@ class Dispatcher:
             return desk
         if newer is not None:  # of a hello before ours, which came to its end meanwhile
             self.disconnect(newer, "the node has connected again")
+        frame.servers = self.servers
         send(frame)
         self.desks[desk.node_id] = desk
         for held in give_back:

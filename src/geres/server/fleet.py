@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from urllib.parse import urlsplit
 
+from geres.model.wire import Frame
 from geres.server.dispatcher import Dispatcher
 from geres.server.hints import Hint, Hints
 from geres.server.waiters import Waiters
@@ -27,12 +28,14 @@ class Fleet:
     def __init__(self, db: Database, clock: Callable[[], int], me: Introduction, hints: Hints) -> None:
         self._db, self._clock, self._me, self._hints = db, clock, me, hints
         self.others: list[Peer] = []  #: that were there a second ago
+        self.tell: Callable[[list[str]], None] = lambda urls: None  #: called with all addresses, ours too
 
     async def step(self) -> bool:
         now_us = self._clock()
         peers = await self._db.read(servers.living, now_us=now_us)
         self.others = [peer for peer in peers if peer.id != self._me.id]
         self._hints.alone = not self.others
+        self.tell(sorted({self._me.url, *(peer.url for peer in self.others)}))
         for number, url in await self._db.run_as(Order.LOOP, servers.bury, self._me.id, now_us=now_us):
             log.warning(
                 "server %d at %s is gone; its nodes are held by nobody until they connect again",
@@ -45,6 +48,14 @@ class Fleet:
     async def leave(self) -> None:
         """Tell the others, by the store, that this server stops."""
         await self._db.run(servers.leave, self._me.id)
+
+
+def tell_nodes(dispatcher: Dispatcher, urls: list[str]) -> None:
+    """Have our nodes know where the servers are: the one that they joined at may go for good."""
+    if urls != dispatcher.servers and (dispatcher.servers or len(urls) > 1):
+        dispatcher.servers = urls
+        for desk in dispatcher.desks.values():
+            desk.send(Frame(servers=urls))
 
 
 def hear(hint: Hint | None, dispatcher: Dispatcher, waiters: Waiters) -> None:

@@ -216,6 +216,7 @@ class _Server:
             fair=settings.order == "fair",
             task_key=task_key,
         )
+        self._fleet.tell = partial(fleet.tell_nodes, self._dispatcher)
         self._far_nodes = FarNodes(opened.db, me.id)
         self._dispatcher.far_nodes = self._far_nodes.of_tenant
         self._leases = Leases(
