@@ -249,7 +249,7 @@ def test_u112_a_task_that_kills_its_node_three_times_is_not_tried_for_ever(site:
 
     info = site.until(task, "failed", "succeeded")
 
-    assert (info.state, info.reason) == ("failed", "crash_limit")
+    assert (info.state, info.reason, info.lost_count) == ("failed", "crash_limit", 3)
     assert [one.reason for one in info.attempts] == ["supervisor_lost", "supervisor_lost", "crash_limit"]
     assert site.client.submit(["true"]).wait().exit_code == 0, "the node is well"
 

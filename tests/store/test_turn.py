@@ -12,6 +12,7 @@ from geres.model.states import TaskState
 from geres.model.tasks import Retry, TaskRow, TaskSpec
 from geres.store import ends, jobs, nodes, submit, task_actions
 from geres.store.database import Tx
+from geres.store.invariants import check_invariants
 from geres.store.turn import Candidate, Gathered, Placement, turn
 from tests.store.world import LEASE_US, SECOND, FirstNode, World, ended, key
 
@@ -134,7 +135,22 @@ def test_a_task_that_loses_its_node_three_times_fails(world: World) -> None:
         world.lose()
 
     assert world.state(task) is TaskState.FAILED
-    assert world.task(task)["reason"] == "crash_limit"
+    row = world.task(task)
+    assert (row["reason"], row["lost_count"], row["requeue_count"]) == ("crash_limit", 3, 2)
+    assert world.db.call(check_invariants) == []
+
+
+def test_the_loss_that_a_task_fails_for_is_counted(world: World) -> None:
+    [task] = world.submit(on_lost="fail")
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, started=[(key(task), 1)])
+    world.now_us += LEASE_US
+    world.lose()
+
+    row = world.task(task)
+    assert (row["reason"], row["lost_count"], row["requeue_count"]) == ("node_lost", 1, 0)
+    assert world.db.call(check_invariants) == []
 
 
 @pytest.mark.parametrize(

@@ -366,11 +366,14 @@ def settle(tx: Tx, accepted: list[tuple[int, Ended, Any]], done: Turned, now_us:
     on_lost = _on_lost(tx, accepted)
     ends: list[End] = []
     requeued: list[tuple[Any, ...]] = []
+    lost: list[int] = []
     for node, report, task in accepted:
         then = _decide(report, task, specs, on_lost.get(job_of(task.id)), now_us)
         done.accepted.append((node, report, then.state))
         if then.final or report.outcome != "given_back":
             ends.append(_end_of(node, report, task, then, now_us))
+        if then.final and then.lost:
+            lost.append(task.id)
         if not then.final:
             requeued.append(
                 (
@@ -388,6 +391,8 @@ def settle(tx: Tx, accepted: list[tuple[int, Ended, Any]], done: Turned, now_us:
         tx.run("requeue_tasks", batch=batch(requeued), now_us=now_us)
         done.task_ids += sorted(row[0] for row in requeued)
         done.more = done.queued = True
+    if lost:
+        tx.run("count_losses", task_ids=lost)
     if ends:
         ended = record(tx, ends, now_us=now_us)
         done.task_ids += ended.task_ids

@@ -54,16 +54,18 @@ SELECT a.task_id, a.attempt, t.attempt AS last
  ORDER BY a.task_id LIMIT :limit
 
 -- name: tasks_miscounting_tries
--- An end that was not the last is a retry or a requeue; a retry is never for a node that was lost.
+-- An end that was not the last is a retry or a requeue; a retry is never for a node that was lost.  A loss is a
+-- requeue, or the end.
 SELECT t.id, t.retry_count, t.requeue_count, t.lost_count, count(a.task_id) AS ended,
        sum(CASE WHEN a.reason IN ('node_lost', 'node_rebooted', 'supervisor_lost') THEN 1 ELSE 0 END) AS lost
   FROM task t
   JOIN job j ON j.id = t.job_id
   LEFT JOIN attempt a ON a.task_id = t.id AND a.round = t.round AND a.finish_no IS NULL
  WHERE j.results_cut = 0
- GROUP BY t.id, t.retry_count, t.requeue_count, t.lost_count
+ GROUP BY t.id, t.state, t.reason, t.retry_count, t.requeue_count, t.lost_count
 HAVING t.retry_count + t.requeue_count <> count(a.task_id)
-    OR t.lost_count > t.requeue_count
+    OR t.lost_count > t.requeue_count + CASE WHEN t.state = 'failed' AND t.reason IN
+          ('crash_limit', 'node_lost', 'node_rebooted', 'supervisor_lost') THEN 1 ELSE 0 END
     OR t.retry_count > count(a.task_id)
        - sum(CASE WHEN a.reason IN ('node_lost', 'node_rebooted', 'supervisor_lost') THEN 1 ELSE 0 END)
  ORDER BY t.id LIMIT :limit

@@ -141,6 +141,10 @@ UPDATE task
   FROM json_each(:batch) AS batch
  WHERE task.id = CAST(batch.value->>0 AS BIGINT)
 
+-- name: count_losses
+-- Of tasks that are about to fail for it.
+UPDATE task SET lost_count = lost_count + 1 WHERE id IN ids(:task_ids)
+
 -- name: wake_lanes_of_tasks
 UPDATE lane
    SET active = 1,
