@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from geres.model.ids import job_of, show_task
 from geres.model.states import JobState, Outcome, Reason, TaskState
 from geres.model.tasks import Usage
+from geres.store import outbox
 from geres.store.database import Tx, batch
 
 #: How a job's reason begins while its tasks are being cancelled; the reasons that people give never do.
@@ -104,17 +105,21 @@ def record(tx: Tx, ends: Sequence[End], *, now_us: int) -> Ended:
     for end in all_ends:
         if end.final:
             finals[job_of(end.task_id)].append(end)
-    jobs, ended_jobs, rows = {}, [], []
+    jobs, ended_jobs, rows, told = {}, [], [], []
     for job_id in sorted(finals):
-        last, ended = _count_ends(tx, job_id, finals[job_id], now_us)
+        last, ended, has_webhooks = _count_ends(tx, job_id, finals[job_id], now_us)
         jobs[job_id] = last
         if ended:
             ended_jobs.append(job_id)
         first = last - len(finals[job_id]) + 1
+        if has_webhooks:
+            told.append((job_id, first - 1, last, ended))
         rows += [_attempt_row(end, first + i) for i, end in enumerate(finals[job_id])]
     rows += [_attempt_row(end, None) for end in all_ends if not end.final]
     if rows:
         tx.insert("attempt", _ATTEMPT, rows)
+    for job_id, before, last, ended in told:
+        _tell(tx, job_id, before, last, ended, now_us)
     final_ids = [end.task_id for end in all_ends if end.final]
     if final_ids:
         tx.run("end_tasks", batch=batch(_task_row(e) for e in all_ends if e.final), now_us=now_us)
@@ -133,8 +138,10 @@ def cancel_waiting(
     if not ids:
         return ids
     end = {"state": TaskState.CANCELLED, "reason": reason, "message": message, "now_us": now_us}
-    last, _ = _count(tx, job_id, {"cancelled": len(ids)}, now_us=now_us)
+    last, ended, has_webhooks = _count(tx, job_id, {"cancelled": len(ids)}, now_us=now_us)
     tx.run("add_ends_without_attempt", task_ids=ids, before=last - len(ids), **end)
+    if has_webhooks:
+        _tell(tx, job_id, last - len(ids), last, ended, now_us)
     tx.run("end_waiting", task_ids=ids, **end)
     return ids
 
@@ -146,7 +153,14 @@ def wake_lanes(tx: Tx, task_ids: Iterable[int]) -> None:
         tx.run("wake_lanes_of_tasks", task_ids=ids)
 
 
-def _count_ends(tx: Tx, job_id: int, ends: list[End], now_us: int) -> tuple[int, bool]:
+def _tell(tx: Tx, job_id: int, before: int, last: int, ended: bool, now_us: int) -> None:
+    """Queue messages for webhooks, once the attempts are there: the job's own comes after its tasks'."""
+    outbox.tasks_ended(tx, job_id, before=before, last=last, now_us=now_us)
+    if ended:
+        outbox.job_ended(tx, job_id, now_us=now_us)
+
+
+def _count_ends(tx: Tx, job_id: int, ends: list[End], now_us: int) -> tuple[int, bool, bool]:
     """As `_count`, of these tasks."""
     counts = Counter(end.state for end in ends)
     for_parents = sum(end.reason == Reason.PARENT_FAILED for end in ends)
@@ -163,8 +177,9 @@ def _count(
     now_us: int,
     started_at: int | None = None,
     for_parents: int = 0,
-) -> tuple[int, bool]:
-    """(the job's last finish number, whether the job ended) with so many more tasks in each final state.
+) -> tuple[int, bool, bool]:
+    """(the job's last finish number, whether it ended, whether its tenant has webhooks) with so many more
+    tasks in each final state.
 
     `for_parents` of them were skipped for a parent.
     """
@@ -179,7 +194,7 @@ def _count(
         end_job(tx, job_id, row, reason=row["reason"], now_us=now_us, state=JobState.CANCELLED)
     elif done:
         end_job(tx, job_id, row, reason="all_complete", now_us=now_us, for_parents=for_parents)
-    return last, done
+    return last, done, bool(row["webhooks"])
 
 
 def end_job(

@@ -16,7 +16,7 @@ from geres.model.nearest import did_you_mean
 from geres.model.specs import check_job
 from geres.model.states import JobState, Outcome, Reason
 from geres.model.units import rfc3339
-from geres.store import below, known, show
+from geres.store import below, known, outbox, show
 from geres.store.database import Row, Tx
 from geres.store.ends import CANCELLED, cancel_waiting, end_job
 from geres.store.job_counts import counts_of_jobs
@@ -364,6 +364,8 @@ def end_if_done(tx: Tx, job_id: int, *, now_us: int) -> bool:
         now_us=now_us,
         state=JobState.CANCELLED if cancelled else JobState.COMPLETED,
     )
+    if row["webhooks"]:
+        outbox.job_ended(tx, job_id, now_us=now_us)
     return True
 
 

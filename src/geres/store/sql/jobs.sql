@@ -150,7 +150,9 @@ SELECT id, node_id FROM task
 /* for update */
 
 -- name: job_to_end
-SELECT id, state, reason, on_all_complete, succeeded, failed, cancelled, skipped FROM job
+SELECT id, state, reason, on_all_complete, succeeded, failed, cancelled, skipped,
+       (SELECT count(*) FROM subscription s WHERE s.tenant_id = job.tenant_id) AS webhooks
+  FROM job
  WHERE id = :job_id AND state IN ('active', 'disabled', 'closing')
    AND (state = 'closing' OR (on_all_complete = 'terminate' AND task_count + array_total > 0))
    AND task_count + array_total - array_done = succeeded + failed + cancelled + skipped

@@ -173,7 +173,8 @@ UPDATE job
  WHERE id = :job_id
 RETURNING finish_seq - :n AS before, state, reason, on_all_complete, is_parent,
           task_count + array_total - array_done - succeeded - failed - cancelled - skipped AS open,
-          task_count, succeeded, failed, cancelled, skipped
+          task_count, succeeded, failed, cancelled, skipped,
+          (SELECT count(*) FROM subscription s WHERE s.tenant_id = job.tenant_id) AS webhooks
 
 -- name: end_tasks
 UPDATE task
