@@ -222,6 +222,11 @@ def test_u141_a_store_moves_to_postgresql_with_ids_and_history(make_cluster, fre
     assert again.returncode == 5
     assert "holds data already" in again.stderr
     assert {name: digest(cluster.home / name) for name in sums} == sums
+    # As after a reboot, when somebody types `geres up` as ever: the tasks would be in two places.
+    refused = geres_(cluster.home, "up", "--detach", "--port", str(cluster.port))
+    assert refused.returncode == 7
+    assert f"geres.db was moved to {target}" in refused.stderr
+    assert "--store" in refused.stderr
 
     moved = Cluster(cluster.home.parent, store=target)
     with moved:

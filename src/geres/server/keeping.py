@@ -163,6 +163,7 @@ def _unpack(archive: tarfile.TarFile, file: Path, home: Path) -> list[str]:
             name = part.name if one.name == _DATABASE else one.name
             archive.extract(one.replace(name=name, mode=0o600, deep=False), home, filter="data")
         os.sync()  # all else is on the disk before the database is there
+        opening.moved_note(home / _DATABASE).unlink(missing_ok=True)  # it was of another file
         part.replace(home / _DATABASE)
         sync_folder(home)
     finally:
@@ -226,7 +227,8 @@ def _damage(path: Path) -> Iterator[tuple[str, str]]:
 def move_store(source_url: str, target_url: str, progress: Progress) -> dict[str, int]:
     """Move a SQLite store to PostgreSQL; where a move was begun, go on with it.  Rows by table.
 
-    The source is left as it is.  Raises Conflict while a server uses it, or where the target is in use.
+    The source is left as it is, but no server starts on it from then on.  Raises Conflict while one uses it,
+    or where the target is in use.
     """
     path = sqlite_path(source_url, "from")
     _check_target_url(target_url)
@@ -238,6 +240,7 @@ def move_store(source_url: str, target_url: str, progress: Progress) -> dict[str
             target.call(move.begin, source, now_us=wall_us())
             move.copy(source, target, progress)
             rows = move.verify(source, target_url, progress)
+            opening.note_moved(path, opening.without_password(target_url))
             target.call(move.end)
         finally:
             target.close()

@@ -14,9 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+from urllib.parse import urlsplit
 
 from geres.errors import Conflict, Invalid, StoreUnavailable
-from geres.files import check_database, sync_folder
+from geres.files import check_database, sync_folder, write_private
 from geres.mounts import network_file_system
 from geres.store import migrate, move, servers, sharing, tokens, unreadable
 from geres.store.database import Database, Tx, open_database
@@ -46,6 +47,14 @@ def store_url(asked: str, home: Path) -> str:
     return asked or f"sqlite:{home / 'geres.db'}"
 
 
+def without_password(url: str) -> str:
+    """The URL of a store as it may be shown."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return url.replace(f":{parts.password}@", ":...@", 1)
+
+
 def open_store(url: str, *, now_us: int, patience_seconds: float = 0.0) -> Opened:
     """Open and migrate; a server that has the file gets `patience_seconds` to let go of it.
 
@@ -55,6 +64,7 @@ def open_store(url: str, *, now_us: int, patience_seconds: float = 0.0) -> Opene
         return _migrated(Opened(open_database(url), "postgres", None), now_us)
     path = Path(url.removeprefix("sqlite:")).absolute()
     _check_place(path)
+    _refuse_moved(path)
     lock = _lock(path, patience_seconds)
     try:
         check_database(path)
@@ -77,6 +87,7 @@ def check_file(url: str) -> None:
     """Raise what `open_store` would say of the place and the schema of a SQLite file that is in use."""
     path = Path(url.removeprefix("sqlite:")).absolute()
     _check_place(path)
+    _refuse_moved(path)
     check_database(path)
     with contextlib.closing(_connect_read_only(path)) as source:
         current = _version_of(source, path)
@@ -110,6 +121,32 @@ def _check_place(path: Path) -> None:
             f" on a local disk, like /var/tmp/geres-{os.getuid()}, or use PostgreSQL",
             field="store",
         )
+
+
+def note_moved(path: Path, place: str) -> None:
+    """Keep servers off a file whose store was moved to `place`, now and after the next reboot."""
+    write_private(moved_note(path), f"{place}\n")
+
+
+def _refuse_moved(path: Path) -> None:
+    """Raise Conflict for a store that was moved: two that go on from the same tasks would run them twice."""
+    note = moved_note(path)
+    try:
+        place = note.read_text().strip()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        place = f"another place ({note} cannot be read: {error.strerror})"
+    raise Conflict(
+        f"{path} was moved to {place}: start with that --store, or set server.store in geres.toml; to go back"
+        f" to this file and lose what was done there, remove {note}",
+        path=str(path),
+    )
+
+
+def moved_note(path: Path) -> Path:
+    """The file beside a database that says where its store was moved to."""
+    return path.with_name(f"{path.name}.moved")
 
 
 def _lock(path: Path, patience_seconds: float = 0.0) -> IO[str]:

@@ -47,7 +47,7 @@ def check_store(url: str, home: Path) -> str:
         return (
             f"SQLite in {path}, {'which is there' if path.exists() else 'which is made at the first start'}"
         )
-    place = _without_password(url)
+    place = opening.without_password(url)
     try:
         found = setup.look_at(url)
     except StoreUnavailable as error:
@@ -67,13 +67,6 @@ def check_store(url: str, home: Path) -> str:
         )
     state = f"with schema {found.schema} of geres" if found.schema else "empty"
     return f"{release} at {place}, {state}"
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", ":...@", 1)
 
 
 def check_certificate(settings: ServerConfig) -> str:
