@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import pwd
 import shlex
 import shutil
 import signal
@@ -11,8 +12,12 @@ import socket
 import subprocess
 import sys
 
+import pytest
+
 import geres
+from geres.cli import service
 from geres.cli.keeper import end_supervisor
+from geres.errors import Conflict, Invalid
 from tests.acceptance.acts import eventually
 from tests.cluster import GERES, clean_environment, free_port
 from tests.conftest import missing
@@ -79,6 +84,53 @@ def test_units_of_a_user_need_no_account_and_no_root(tmp_path):
     refused = geres_("service", "install", "--user", "--account", "x", home=tmp_path)
     assert refused.returncode == 2
     assert "--account" in refused.stderr
+
+
+def test_neither_a_long_outage_nor_a_long_migration_makes_systemd_give_up(tmp_path):
+    made = units(tmp_path)
+    for name in ("geres-server.service", "geres-agent.service"):
+        assert made[name][2]["Unit"]["StartLimitIntervalSec"] == "0"
+        assert made[name][2]["Service"]["Restart"] == "always"
+    assert made["geres-server.service"][2]["Service"]["TimeoutStartSec"] == "infinity"
+
+
+@pytest.mark.parametrize(
+    ("words", "settings", "url"),
+    [
+        ((), "", "http://127.0.0.1:4470"),
+        ((), 'certificate = "self-made"', None),  # the agent reads where the server is, and its fingerprint
+        (("--host", "0.0.0.0"), "", None),
+        (("--host", "0.0.0.0", "--insecure"), "", "http://0.0.0.0:4470"),
+    ],
+)
+def test_the_agent_goes_where_the_server_answers(tmp_path, words, settings, url):
+    (tmp_path / "config" / "geres").mkdir(parents=True)
+    (tmp_path / "config" / "geres" / "geres.toml").write_text(f"[server]\n{settings}\n")
+    said = shlex.split(units(tmp_path, *words)["geres-agent.service"][2]["Service"]["ExecStart"])
+    assert (said[said.index("--url") + 1] if "--url" in said else None) == url
+
+
+@pytest.mark.parametrize("store", ["postgresql://g:secret@db/g", "postgresql://db/g?user=g&password=secret"])
+def test_a_password_gets_into_no_unit(tmp_path, store):
+    done = geres_("service", "install", "--print", "--store", store, home=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "geres.toml" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_the_home_belongs_to_the_account_of_the_units(tmp_path):
+    if os.geteuid() != 0:
+        missing("only root gives a folder away")
+    home = tmp_path / "home"
+    service.make_home(home, "nobody")
+    assert home.stat().st_uid == pwd.getpwnam("nobody").pw_uid
+    assert home.stat().st_mode & 0o777 == 0o700
+    service.make_home(home, "nobody")
+    (home / "token").touch()
+    with pytest.raises(Conflict, match="chown"):
+        service.make_home(home, "daemon")
+    with pytest.raises(Invalid, match="no account 'nosuch'"):
+        service.make_home(home, "nosuch")
 
 
 def test_a_home_with_blanks_and_percent_signs_is_quoted(tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import click
 
@@ -35,6 +37,7 @@ class Wanted(NamedTuple):
     port: int
     store: str
     insecure: bool
+    with_tls: bool
 
 
 @click.command(name="install")
@@ -70,11 +73,17 @@ def service_install(
     ).checked()
     server = settings.server
     home = config.home() if user or "GERES_HOME" in os.environ else _SYSTEM_HOME
-    wanted = Wanted(
-        home, user, account, server.host, server.port, server.store if store else "", bool(insecure)
-    )
+    with_tls = not server.insecure and bool(server.certificate or not config.is_loopback(server.host))
+    named = server.store if store else ""
+    wanted = Wanted(home, user, account, server.host, server.port, named, bool(insecure), with_tls)
     if user and account:
         raise Invalid("--account: units of --user run as you", field="account")
+    if "password" in named or urlsplit(named).password:
+        raise Invalid(
+            "store: a password in a unit is there for everybody to see; leave --store out, and write it into"
+            f" {config.own_file()} as `geres init --store ...` does",
+            field="store",
+        )
     units = units_of(wanted, parts or _PARTS)
     if only_print:
         for name, text in units.items():
@@ -86,12 +95,31 @@ def service_install(
         if (folder / name).exists() and not _is_ours(folder / name):
             raise Conflict(f"{folder / name} is not of `geres service install`; move it away first")
     folder.mkdir(parents=True, exist_ok=True)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_home(home, account)
     for name, text in units.items():
         (folder / name).write_text(text)
     _systemctl(user, "daemon-reload")
     _systemctl(user, "enable", "--now", *units)
     say(f"installed {', '.join(units)} in {folder}; `systemctl {'--user ' * user}status geres-*` tells more")
+
+
+def make_home(home: Path, account: str) -> None:
+    """The folder, of the account that is to work in it; "" for our own, or whose it is.
+
+    Raises Invalid for an account that there is not, Conflict for a folder with what is another account's.
+    """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not account:
+        return
+    try:
+        owner = pwd.getpwnam(account).pw_uid
+    except KeyError:
+        raise Invalid(f"--account: there is no account {account!r} here", field="account") from None
+    if home.stat().st_uid == owner:
+        return
+    if any(home.iterdir()):
+        raise Conflict(f"{home} is another account's: `chown -R {account} {home}` first, or set GERES_HOME")
+    os.chown(home, owner, -1)
 
 
 @click.command(name="uninstall")
@@ -153,11 +181,15 @@ Description=geres server
 Requires=geres-server.socket
 Wants=network-online.target
 After=geres-server.socket network-online.target postgresql.service
+# However long its database is away: it is started again until it is there.
+StartLimitIntervalSec=0
 
 [Service]
 Type=notify
 ExecStart={_command(words)}
-{_common(wanted)}TimeoutStopSec=30
+{_common(wanted)}# A migration of a large store takes its time, and must not be killed for it.
+TimeoutStartSec=infinity
+TimeoutStopSec=30
 NoNewPrivileges=yes
 
 [Install]
@@ -171,13 +203,14 @@ def _agent(wanted: Wanted, *, with_server: bool) -> str:
     words = ["agent", "--leave-tasks"]
     if with_server:
         host = f"[{wanted.host}]" if ":" in wanted.host else wanted.host
-        words += ["--url", f"http://{host}:{wanted.port}"] if wanted.insecure or _is_loopback(wanted) else []
+        words += ["--url", f"http://{host}:{wanted.port}"] if not wanted.with_tls else []
     return f"""{_MARK}# Tasks belong to the supervisor; it stays when the agent goes (KillMode=process).
 # Before you stop a node for good: geres node drain NAME --wait
 [Unit]
 Description=geres agent
 Wants=network-online.target
 After=network-online.target{after}
+StartLimitIntervalSec=0
 
 [Service]
 Type=exec
@@ -191,10 +224,6 @@ TasksMax=infinity
 [Install]
 WantedBy={_target(wanted)}
 """
-
-
-def _is_loopback(wanted: Wanted) -> bool:
-    return wanted.host in ("127.0.0.1", "localhost", "::1")
 
 
 def _common(wanted: Wanted) -> str:
