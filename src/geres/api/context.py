@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import anyio.to_thread
+
 from geres.aio import Doorbell, Pulse
 from geres.api import agents
 from geres.blobs.folder import FolderBlobs
@@ -14,6 +16,7 @@ from geres.model.demand import Demand
 from geres.model.identity import IdentityProvider
 from geres.model.inside import ServerInside
 from geres.model.tasks import WhyNode
+from geres.model.webhooks import WebhookTested
 from geres.store.database import Database
 
 
@@ -53,6 +56,20 @@ class Dispatcher(agents.Dispatcher, Protocol):
         """Ask the task's node to connect to `path`.  False where no node of this server has the attempt."""
 
 
+class Poster(Protocol):
+    """See api/posting.py."""
+
+    async def post(self, url: str, secret: str, delivery_id: str, body: bytes) -> WebhookTested: ...
+
+    async def close(self) -> None: ...
+
+
+def _load_poster(version: str) -> Poster:
+    from geres.api import posting  # loads an HTTP client: only where something is posted
+
+    return posting.Poster(version)
+
+
 @dataclass
 class Context:
     db: Database
@@ -80,6 +97,19 @@ class Context:
     pulses: dict[str, Pulse] = field(default_factory=dict)  #: of the loops, by name
     inside: Callable[[], ServerInside] | None = None  #: a dump of what the server has in memory
     stopping: bool = False  #: new requests are refused; open ones finish
+    _poster: Poster | None = None
+
+    async def poster(self) -> Poster:
+        """Posts to webhooks; loaded beside the event loop when it is asked for first."""
+        if self._poster is None:
+            made = await anyio.to_thread.run_sync(_load_poster, self.version)
+            self._poster = self._poster or made
+        return self._poster
+
+    async def close(self) -> None:
+        """Close connections to elsewhere."""
+        if self._poster is not None:
+            await self._poster.close()
 
     @property
     def users_come(self) -> bool:

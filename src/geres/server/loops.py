@@ -13,7 +13,7 @@ import anyio.to_thread
 from geres.api.context import Context
 from geres.blobs.folder import is_unfinished, parse_output_key
 from geres.server.clock import JUMP_US, Clock, wall_us
-from geres.store import arrays, audit, ends, jobs, joining, migrate, servers, tokens, upkeep
+from geres.store import arrays, audit, ends, jobs, joining, migrate, servers, tokens, upkeep, webhooks
 from geres.store.database import Order
 
 log = logging.getLogger("geres.server")
@@ -114,8 +114,8 @@ class Migrator:
 
 
 class Janitor:
-    """Forgets what is old: Idempotency-Keys after a day; ended tasks, join tokens and the audit log after the
-    retention."""
+    """Forgets what is old: Idempotency-Keys, and what no webhook took, after a day; ended tasks, join tokens
+    and the audit log after the retention."""
 
     def __init__(self, context: Context, retention_seconds: float) -> None:
         self._context = context
@@ -132,11 +132,13 @@ class Janitor:
         await db.run_as(Order.LOOP, tokens.forget, before_us=before_us)
         await db.run_as(Order.LOOP, joining.forget, before_us=before_us, limit=_JOIN_TOKENS)
         entries = await db.run_as(Order.LOOP, audit.forget, before_us=before_us)
+        messages = await db.read(webhooks.look, now_us=now_us)
+        more = any(messages) and await db.run_as(Order.LOOP, webhooks.tidy, messages)
         gone = await db.run_as(Order.LOOP, upkeep.forget_tasks, before_us=before_us)
         for blob in gone.blobs:
             await anyio.to_thread.run_sync(self._context.blobs.remove, blob)
         ended = await db.run_as(Order.LOOP, upkeep.forget_jobs, before_us=before_us)
-        return gone.more or bool(keys) or bool(ended) or bool(entries)
+        return more or gone.more or bool(keys) or bool(ended) or bool(entries)
 
 
 class Sweeper:

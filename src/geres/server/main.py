@@ -42,6 +42,7 @@ from geres.server.inside import Inside
 from geres.server.leases import Leases
 from geres.server.opening import Opened
 from geres.server.waiters import Waiters
+from geres.server.webhooks import WORKERS, Sending
 from geres.store import secrets as store_secrets
 from geres.store import servers
 from geres.store.servers import Introduction
@@ -290,6 +291,7 @@ class _Server:
         with anyio.move_on_after(_OPEN_REQUESTS_SECONDS, shield=True):
             await self._last_turns()
             await self._leave()
+            await self._context.close()
         log.info("stopped", extra={"event": "stopped"})
 
     def _start_loops(self, group: anyio.abc.TaskGroup) -> None:
@@ -298,6 +300,7 @@ class _Server:
         janitor = loops.Janitor(context, self._settings.retention_seconds)
         clock = loops.ClockKeeper(context, self._clock, lease)
         attendant = Attendant(context, dispatcher, self._settings.hooks, lease_seconds=lease)
+        sending = Sending(context)
         if self._db.dialect == "postgres":
             group.start_soon(self._notifier().run)
         for name, step, every, bell in (
@@ -321,6 +324,7 @@ class _Server:
             ("sweeper", loops.Sweeper(context).step, 60.0, Doorbell()),
             ("clock", clock.step, lease / 3, Doorbell()),
             *([("certificate", self._tls.step, 30.0, Doorbell())] if self._tls else []),
+            *((f"webhooks {n}", sending.step, 1.0, Doorbell()) for n in range(1, WORKERS + 1)),
         ):
             pulse = context.pulses[name] = Pulse(every)
             group.start_soon(_loop, name, step, every, bell, pulse)

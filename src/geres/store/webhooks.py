@@ -204,10 +204,16 @@ def _delivery_id(row: Row) -> str:
 
 
 def _body(row: Row, delivery_id: str) -> bytes | None:
-    if row["event"] == JOB_ENDED:
-        return _encode(msgspec.structs.replace(_job_decoder.decode(row["body"]), id=delivery_id))
-    if row["event"] != TASK_ENDED or row["state"] is None or row["submitted_by"] is None:
+    try:
+        if row["event"] == JOB_ENDED:
+            return _encode(msgspec.structs.replace(_job_decoder.decode(row["body"]), id=delivery_id))
+        known = row["event"] == TASK_ENDED and row["state"] is not None and row["submitted_by"] is not None
+        return _task_ended(row, delivery_id) if known else None
+    except (msgspec.MsgspecError, UnicodeError):  # a record that cannot be read must not stop the others
         return None
+
+
+def _task_ended(row: Row, delivery_id: str) -> bytes:
     return _encode(
         TaskEnded(
             id=delivery_id,
@@ -230,18 +236,9 @@ def _body(row: Row, delivery_id: str) -> bytes | None:
             node=row["node"],
             started_at=rfc3339(row["started_at"]),
             usage=show.usage(row),
-            meta=_meta(row["meta"]),
+            meta=msgspec.json.decode(row["meta"] or "{}", type=dict[str, Any]),
         )
     )
-
-
-def _meta(text: str | None) -> dict[str, Any]:
-    """What cannot be read any more is left out: `geres doctor` tells of it."""
-    try:
-        found: dict[str, Any] = msgspec.json.decode(text or "{}", type=dict[str, Any])
-    except msgspec.MsgspecError:
-        return {}
-    return found
 
 
 def settle(tx: Tx, claimed: Claimed, outcome: Outcome, *, now_us: int) -> None:
