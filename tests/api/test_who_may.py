@@ -45,6 +45,7 @@ BODIES: dict[str, Any] = {
     "POST /v1/nodes:reboot": {"names": [NODE]},
     "POST /v1/nodes:reload": {"names": [NODE]},
     "POST /v1/nodes:restart": {"names": [NODE]},
+    "PATCH /v1/pools/{name}": {"start_task": {"command": ["true"]}},
     "PUT /v1/quotas": {"user": USER, "running": 1},
     "POST /v1/join-tokens": {},
     "POST /v1/join-tokens/{token}/revoke": {},
@@ -68,7 +69,7 @@ OWN = {
         "GET /v1/users",
         "GET /v1/tokens",
     ),
-    *("GET /v1/audit", "GET /v1/join-tokens", "GET /v1/quotas"),
+    *("GET /v1/audit", "GET /v1/join-tokens", "GET /v1/quotas", "GET /v1/pools"),
     *("POST /v1/users", "POST /v1/join-tokens"),
 }
 #: With things of the other tenant in the query or the body, and what they answer a stranger all the same.
@@ -121,6 +122,8 @@ class World:
         self.job = self._as("zebra", "POST", "/v1/jobs", {"name": f"{SECRET}-job", "meta": {"k": SECRET}})[
             "id"
         ]
+        start = {"command": ["true"], "env": {"KEY": SECRET}}
+        self._as("zebra", "PATCH", "/v1/pools/zebra-pool", {"start_task": start, "create": True})
         self.top = self._submit("zebra", None, "mine")
         agent = self.agents["zebra"]
         agent.take(1)
@@ -177,7 +180,7 @@ class World:
     def things(self, prefix: str = "zebra") -> dict[str, str]:
         """What is asked for."""
         found = {"job": self.job, "task": self.waiting, "node": f"{prefix}-node", "user": f"{prefix}-ann"}
-        return found | {"token": f"{prefix}-vic-token", "tenant": prefix}
+        return found | {"token": f"{prefix}-vic-token", "tenant": prefix, "pool": f"{prefix}-pool"}
 
     def nothing(self) -> dict[str, str]:
         """The same, of which there is none."""
@@ -188,6 +191,7 @@ class World:
             "user": "quagg-ann",
             "token": "quagg-vic-token",
             "tenant": "quagg",
+            "pool": "quagg-pool",
         }
 
     def routes(self) -> list[str]:
@@ -198,7 +202,7 @@ class World:
     def ask(self, route: str, things: dict[str, str], token: str | None) -> Answer:
         method, _, path = route.partition(" ")
         path, _, query = path.partition("?")
-        if path.startswith(("/v1/nodes/", "/v1/users/", "/v1/tenants/")):
+        if path.startswith(("/v1/nodes/", "/v1/users/", "/v1/tenants/", "/v1/pools/")):
             noun = path.split("/")[2].removesuffix("s")
             path = path.replace("{name}", things[noun])
         path = path.replace("{task_id}", things["task"]).replace("{job_ref}", things["job"])

@@ -138,6 +138,7 @@ class Channel:
                 self._config, self._folder, attempts, running, node.gpu_ids(), node.orders.on_disconnect
             )
             greeting.notice, self._notice = self._notice, ""
+            greeting.start = node.start
             self._again.clear()
             sent = lease.clock()
             await socket.send(encode(Frame(hello=greeting)))
@@ -151,6 +152,7 @@ class Channel:
             self._hold_lease(sent, first.welcome)
             self._answered_at = time.monotonic()
             self.is_connected = True
+            node.begin(first.welcome.start_task)
             if first.servers:
                 self._access.learn(first.servers)
             node.obey(first)

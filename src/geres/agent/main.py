@@ -32,6 +32,7 @@ from geres.agent.machine import node_name
 from geres.agent.node import Node
 from geres.agent.orders import Orders, Place, account_environment
 from geres.agent.renewal import Renewal, notice_of_start
+from geres.agent.start_task import StartTask
 from geres.agent.streams import Streams
 from geres.agent.upkeep import Upkeep
 from geres.agent.upload import Uploader
@@ -120,6 +121,10 @@ async def run(options: Options, note: Callable[[str], None] = lambda text: None)
     streams = Streams(node, link.path, access, options.home / "logs")
     node.open_stream = streams.open
     upkeep.readers = streams.reader_of
+    start_task = StartTask(
+        folder, options.home / "logs", place.start_environment(), place.shared, node.start_is
+    )
+    node.start, node.begin = start_task.report, start_task.begin
     channel = Channel(node, config, folder, access, notice_of_start())
     localities.settle([path for path in place.account["PATH"].split(":") if path[:1] == "/"], 0.3)
     stop = Stop()
@@ -145,6 +150,7 @@ async def run(options: Options, note: Callable[[str], None] = lambda text: None)
             await _stop_in_order(stop, options, node, channel)
             group.cancel_scope.cancel()
     finally:
+        start_task.close()
         link.close()
         upkeep.close()
         localities.close()

@@ -17,7 +17,7 @@ from geres.agent.orders import Orders
 from geres.agent.upkeep import Upkeep
 from geres.agent.upload import Uploader
 from geres.model.ids import show_task
-from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, Stream
+from geres.model.wire import Ask, Assign, AttemptKey, Ended, Frame, StartOrder, StartReport, Stream
 
 log = logging.getLogger("geres.agent.node")
 
@@ -70,6 +70,9 @@ class Node:
         self._stdin_bells: dict[AttemptKey, asyncio.Event] = {}
         self.open_stream: Callable[[Stream], None] = lambda stream: None
         self.renew: Callable[[str], None] = lambda wish: None
+        self.begin: Callable[[StartOrder | None], None] = lambda order: None
+        self.start = StartReport()  # how far the start task is; nothing is started before it succeeded
+        self._start_to_send: StartReport | None = None
         self.disks = SlowDisks()
         self._uploads: dict[AttemptKey, tuple[Ended, dict[str, str], int, list[Named]]] = {}
         self._uploading: set[AttemptKey] = set()
@@ -109,6 +112,13 @@ class Node:
         self.draining = True
         self.link.send(("recall_all",))
 
+    def start_is(self, report: StartReport) -> None:
+        """The start task of the pool has come so far.  What waits is given back while it is not done."""
+        self.start = self._start_to_send = report
+        if report.state not in ("", "done"):
+            self.link.send(("recall_all",))
+        self.wake()
+
     def _assign(self, assigns: list[Assign]) -> None:
         starts = []
         for assign in assigns:
@@ -120,11 +130,10 @@ class Node:
                     self.wake()
             elif state is not None:
                 continue
-            elif self.draining:
+            elif self.draining or self.start.state not in ("", "done"):
                 self._end_here(Ended(*key, "given_back"))
-            elif (
-                self.is_full
-            ):  # a little later, or a server that does not know of full disks sends it at once
+            elif self.is_full:
+                # a little later, or a server that does not know of full disks sends it at once
                 self.attempts[key] = WAITING
                 asyncio.get_running_loop().call_later(_FULL_SECONDS, self._give_back_unseen, key)
             elif (start := self._start(assign)) is not None:
@@ -465,14 +474,14 @@ class Node:
             key = (report.task, report.attempt)
             del self._to_send[key]
             self._sent_at[key] = now
-        started, asked = self.started, self.asked
-        if not (ended or started or asked):
+        started, asked, start = self.started, self.asked, self._start_to_send
+        if not (ended or started or asked or start):
             return None
-        self.started, self.asked = [], []
+        self.started, self.asked, self._start_to_send = [], [], None
         if started and ended:
             over = {(report.task, report.attempt) for report in ended}
             started = [entry for entry in started if (entry[0], entry[1]) not in over]
-        return Frame(started=started, ended=ended, asked=asked)
+        return Frame(started=started, ended=ended, asked=asked, start=start)
 
     # -- the end of the agent
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 #: Of each file at most its last part.
 MOST_BYTES = 16 << 20
-NAMES = ("agent.log.1", "agent.log", "supervisor.log")
+NAMES = ("agent.log.1", "agent.log", "supervisor.log", "start-task.log.1", "start-task.log")
 _PIECE_BYTES = 64 << 10
 _AT = re.compile(rb'\{"at":"([0-9T:.-]{19,26})Z"')
 _PLAIN_AT = re.compile(rb"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)")

@@ -40,6 +40,14 @@ class Place:
     def shared(self) -> Path:
         return self.folder / "shared"
 
+    def start_environment(self) -> dict[str, str]:
+        """What the start task of the pool gets, beside its own."""
+        return self.account | {
+            "GERES_NODE_ID": self.node,
+            "GERES_NODE_SHARED_DIR": str(self.shared),
+            "GERES_URL": self.url,
+        }
+
     def shared_for(self, account: Account | None) -> Path:
         """The folder that the tasks of an account share; made where it is not there yet."""
         if account is None:

@@ -36,6 +36,9 @@ RULES: dict[tuple[str, str], Roles] = {
     ("POST", "/v1/nodes:reboot"): OPERATORS,
     ("POST", "/v1/nodes:reload"): OPERATORS,
     ("POST", "/v1/nodes:restart"): OPERATORS,
+    ("GET", "/v1/pools"): OPERATORS,  # what runs as the agents' account, with its variables
+    ("GET", "/v1/pools/{name}"): OPERATORS,
+    ("PATCH", "/v1/pools/{name}"): OPERATORS,
     ("GET", "/v1/debug/state"): ADMINS,
     ("GET", "/v1/doctor"): ADMINS,  # it looks at all tenants
     ("GET", "/metrics"): READERS,

@@ -13,7 +13,20 @@ from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from msgspec import Struct
 
-from geres.api import acting, fleet, inside, jobs, joining, nodes, outputs, quotas, system, tasks, tenants
+from geres.api import (
+    acting,
+    fleet,
+    inside,
+    jobs,
+    joining,
+    nodes,
+    outputs,
+    pools,
+    quotas,
+    system,
+    tasks,
+    tenants,
+)
 from geres.api.agents import serve_agent
 from geres.api.asgi import App, Receive, Scope, Send
 from geres.api.attach import route as attach_route
@@ -71,6 +84,7 @@ ROUTES: list[Any] = [
     fleet.read_blob,
     *jobs.ROUTES,
     *nodes.ROUTES,
+    *pools.ROUTES,
     *tenants.ROUTES,
     *quotas.ROUTES,
     *joining.ROUTES,
@@ -103,6 +117,7 @@ _QUERIES: dict[tuple[str, str], type[Struct]] = {
 _BODIES: list[type[Struct]] = [
     CreateJoinToken,
     *nodes.BODIES,
+    *pools.BODIES,
     JobSpec,
     JobPatch,
     JobAction,

@@ -119,6 +119,8 @@ def _queued(facts: TaskFacts, nodes: list[WhyNode], place: str | None, now_us: i
         )
         if found.satisfiable and " and " in nodes[0].node:
             found.next_command = "geres nodes"
+        elif out := _out_of_service(nodes):
+            found.next_command = f"geres node show {out.node}"
     else:
         found.next_command = "geres nodes"
     return found
@@ -131,8 +133,24 @@ def _where(about: Task, nodes: list[WhyNode], place: str | None) -> str:
         return f"no node of pool {about.pool} is connected"
     if not any(node.ever for node in nodes):
         return f"no node can ever run it: it {nodes[0].reason}" + (" (and others)" if len(nodes) > 1 else "")
-    later = [node for node in nodes if node.ever]
+    if out := _out_of_service(nodes):
+        return f"no node is in service: {_of_start(out)}"
+    later = [node for node in nodes if node.ever and node.in_service]
     return f"no node has room: {later[0].node}: {later[0].reason}"
+
+
+def _out_of_service(nodes: list[WhyNode]) -> WhyNode | None:
+    """One whose start task is not done, where that is so of all that could run it; one that failed first."""
+    later = [node for node in nodes if node.ever]
+    if any(node.in_service for node in later):
+        return None
+    return min(later, key=lambda node: ":" not in node.reason, default=None)
+
+
+def _of_start(node: WhyNode) -> str:
+    """`start task failed on n1: exit 1`."""
+    what, colon, how = node.reason.partition(":")
+    return f"{what.removeprefix('its ')} on {node.node}{colon}{how}"
 
 
 def _in_line(facts: TaskFacts, now_us: int) -> list[str]:
@@ -325,7 +343,9 @@ def _lane_text(pool: str, nodes: list[WhyNode], place: str | None) -> str:
         return "wait for their turn"
     if not nodes:
         return f"wait for a node of pool {pool}"
-    later = [node for node in nodes if node.ever]
+    if out := _out_of_service(nodes):
+        return f"wait for a node in service ({_of_start(out)})"
+    later = [node for node in nodes if node.ever and node.in_service]
     if not later:
         return f"can never run: no node fits ({nodes[0].reason})"
     return f"wait for room ({later[0].reason})"

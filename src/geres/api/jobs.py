@@ -13,7 +13,6 @@ from geres.api.bodies import encode, read_query
 from geres.api.request import Request, answer, answer_struct
 from geres.api.submitting import check_key, fit_warnings
 from geres.api.waiting import job_id_of
-from geres.errors import Invalid
 from geres.model import demand as demands
 from geres.model.callers import Caller
 from geres.model.jobs import Job, JobAction, JobDetail, JobPage, JobPatch, JobSpec
@@ -87,25 +86,13 @@ async def patch_job(request: Request, job_ref: FromPath[str], data: JSONBody[Job
     """Edit a job.  Errors: 412 changed where If-Match names another version, 409 job_finished."""
     context, caller = request.context, request.caller
     job_id = await job_id_of(context, caller, job_ref)
-    job, before = await _noted(request, "job.edit", jobs.patch, job_id, data, version=_if_match(request))
+    job, before = await _noted(request, "job.edit", jobs.patch, job_id, data, version=request.if_match)
     if before is not None:
         while await context.db.run(jobs.follow_priority, job_id, before=before, priority=job.priority):
             pass
     context.dispatcher.forget_job(job_id)
     context.dispatcher.ring()
     return answer_struct(job, headers={"etag": f'"{job.version}"'})
-
-
-def _if_match(request: Request) -> int | None:
-    text = request.headers.get("if-match")
-    if text is None or text.strip() == "*":
-        return None
-    number = text.strip().removeprefix("W/").strip('"')
-    if not (number.isascii() and number.isdigit() and len(number) < 19):
-        raise Invalid(
-            f"If-Match: {text!r} is no version; send the ETag that the job came with", field="If-Match"
-        )
-    return int(number)
 
 
 @post("/v1/jobs/{job_ref:str}/close", status_code=200)

@@ -10,6 +10,7 @@ from litestar.datastructures import State
 
 from geres.api.bodies import encode, read_body
 from geres.api.context import Context
+from geres.errors import Invalid
 from geres.model.callers import Caller
 
 
@@ -27,6 +28,19 @@ class Request(litestar.Request[Any, Any, State]):
     @property
     def idempotency_key(self) -> str | None:
         return self.headers.get("idempotency-key")
+
+    @property
+    def if_match(self) -> int | None:
+        """The version that If-Match names; None for any.  Raises Invalid."""
+        text = self.headers.get("if-match")
+        if text is None or text.strip() == "*":
+            return None
+        number = text.strip().removeprefix("W/").strip('"')
+        if not (number.isascii() and number.isdigit() and len(number) < 19):
+            raise Invalid(
+                f"If-Match: {text!r} is no version; send the ETag that it came with", field="If-Match"
+            )
+        return int(number)
 
     async def json(self) -> Any:
         field = self.route_handler.parsed_data_field

@@ -59,6 +59,9 @@ def nodes(app: App, style: Style) -> None:
     found = app.client.nodes()
     shown = print_list(style, found, COLUMNS, key="name")
     if style.table:
+        for one in found:
+            if one.reason:
+                say(f"geres: {escape(one.name)}: {one.state.value}: {escape(one.reason)}")
         say(f"{shown} of {len(found)} nodes" if shown else "no nodes; `geres agent` makes this machine one")
 
 
@@ -99,6 +102,7 @@ def _show_lines(info: NodeDetail, style: Style) -> Iterator[str]:
     facts = [
         ("node", info.name),
         ("state", f"{info.state.value} since {at(info.state_since)}"),
+        ("because", info.reason),
         ("connected", "yes" if info.connected else "no"),
         ("heard", f"{show_since(info.last_heartbeat_at)} ago" if info.last_heartbeat_at else "never"),
         ("pool", info.pool),

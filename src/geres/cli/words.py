@@ -29,6 +29,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "tasks": Entry("tasks:tasks", _LOOK, "List tasks."),
         "jobs": Entry("jobs:jobs", _LOOK, "List jobs."),
         "nodes": Entry("nodes:nodes", _LOOK, "List nodes."),
+        "pools": Entry("pools:pools", _LOOK, "List pools."),
         "servers": Entry("servers:servers", _LOOK, "List servers."),
         "history": Entry("tasks:history", _LOOK, "List ended tasks, the latest first."),
         "dead-letter": Entry("tasks:dead_letter", _LOOK, "List failed tasks whose retries are used up."),
@@ -55,6 +56,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "user": Entry("tenants:user", _CLUSTER, "Make and change users."),
         "tenant": Entry("tenants:tenant", _CLUSTER, "Make and change tenants."),
         "quota": Entry("quotas:quota", _CLUSTER, "Show and set how much may be had at once."),
+        "pool": Entry("pools:pool", _CLUSTER, "Show pools, and set what their nodes run first."),
         "audit": Entry("tenants:audit", _CLUSTER, "List who changed what."),
         "doctor": Entry("status:doctor", _CLUSTER, "Look for what is wrong."),
         "config": Entry("settings:config", _CLUSTER, "Show the settings and where they come from."),
@@ -93,6 +95,11 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "join-token": Entry("joining:join_token", _CLUSTER, "Print the command by which a machine joins."),
         "join-tokens": Entry("joining:join_tokens", _CLUSTER, "List join tokens."),
         "revoke-join-token": Entry("joining:revoke_join_token", _CLUSTER, "Let nobody join with it."),
+    },
+    "pool": {
+        "show": Entry("pools:pool_show", _LOOK, "All about one pool."),
+        "list": Entry("pools:pools", _LOOK, "List pools."),
+        "set": Entry("pools:pool_set", _CHANGE, "Set what its nodes run before they take tasks."),
     },
     "tenant": {
         "create": Entry("tenants:tenant_create", _CLUSTER, "Make a tenant."),

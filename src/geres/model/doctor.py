@@ -10,7 +10,7 @@ from msgspec import Struct
 class Finding(Struct, omit_defaults=True, kw_only=True):
     """One thing that is wrong, in words."""
 
-    kind: Literal["quarantine", "unreadable", "invariant", "stuck", "pool"]
+    kind: Literal["quarantine", "unreadable", "invariant", "stuck", "pool", "node"]
     text: str
     id: str | None = None  #: of the task, job, node, pool or record that it is about
     at: str | None = None

@@ -46,6 +46,7 @@ class Node(Struct, kw_only=True):
     version: str | None = None  #: of its agent
     account: str | None = None  #: the account that its tasks run as
     shared_paths: list[str] = []
+    reason: str | None = None  #: why it is `starting` or `start_failed`
 
 
 class NodesNamed(Struct, forbid_unknown_fields=True, kw_only=True):

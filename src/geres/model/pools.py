@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from geres.errors import Invalid
 from geres.model.specs import check_spec
 from geres.model.tasks import TaskSpec
-from geres.model.wire import StartOrder
 
 _MOST_RETRIES = 100
 _MOST_SECONDS = 86_400.0
@@ -66,11 +63,3 @@ def check(start: StartTask) -> None:
         )
     if len(msgspec.json.encode(start)) > _MOST_BYTES:
         raise Invalid(f"start_task: is longer than {_MOST_BYTES >> 10} KiB", field="start_task")
-
-
-def order_of(start: StartTask) -> StartOrder:
-    """What a node is told; the digest tells one version of it from another."""
-    argv = ["/bin/sh", "-c", start.shell] if start.shell is not None else start.command or []
-    made = StartOrder("", argv, start.env, start.retries, start.time_limit_seconds)
-    made.digest = hashlib.sha256(msgspec.json.encode(made, order="sorted")).hexdigest()[:16]
-    return made

@@ -332,6 +332,7 @@ class WhyNode(Struct, omit_defaults=True, kw_only=True):
     node: str
     reason: str
     ever: bool  #: True: it could later
+    in_service: bool = True  #: False: its start task runs, or has failed
 
 
 class WhyGroup(Struct, omit_defaults=True, kw_only=True):

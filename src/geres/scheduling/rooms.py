@@ -49,6 +49,7 @@ class Room:
     outside_cpus_milli: int = 0  #: used by programs that are none of ours
     outside_memory_bytes: int = 0
     why_closed: str = ""  #: where it does not accept for a reason of its own
+    in_service: bool = True  #: False: its start task runs, or has failed
 
     def take(self, demand: Demand) -> None:
         self.cpus_milli -= demand.cpus_milli
@@ -84,6 +85,7 @@ class Room:
             self.outside_cpus_milli,
             self.outside_memory_bytes,
             self.why_closed,
+            self.in_service,
         )
 
 

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from geres.model import joining
 from geres.model import nodes as node_model
+from geres.model import pools as pool_model
 from geres.model import quotas as quota_model
 from geres.model import tenants as model
 from geres.sdk.http import Transport
@@ -106,6 +108,35 @@ class Manager:
         """Drain nodes, run the server's hook `reboot` once no task is on them, and take them back."""
         body = node_model.NodesLeave(names=list(names), reason=reason, dry_run=dry_run, running=running)
         return self.transport.post("/v1/nodes:reboot", node_model.NodesActed, body).items
+
+    def pools(self) -> list[pool_model.Pool]:
+        """All pools with their settings, by name; takes an operator, like all that follows on pools."""
+        return self.transport.get("/v1/pools", list[pool_model.Pool])
+
+    def pool(self, name: str) -> pool_model.Pool:
+        return self.transport.get(f"/v1/pools/{path_part(name)}", pool_model.Pool)
+
+    def edit_pool(
+        self,
+        name: str,
+        start_task: pool_model.StartTask | UnsetType | None = UNSET,
+        *,
+        version: int | None = None,
+        create: bool = False,
+        dry_run: bool = False,
+    ) -> pool_model.Pool:
+        """Set what the pool's nodes run before they take tasks; None takes it away.
+
+        Refused with Changed where somebody else changed the pool since it had this `version`.
+        """
+        body = pool_model.PoolPatch(start_task=start_task, create=create, dry_run=dry_run)
+        answer = self.transport.call(
+            "PATCH",
+            f"/v1/pools/{path_part(name)}",
+            msgspec.json.encode(body),
+            headers={"If-Match": "*" if version is None else f'"{version}"'},
+        )
+        return msgspec.json.decode(answer, type=pool_model.Pool)
 
     def node_logs(self, name: str, *, since_seconds: float = 86400.0) -> Iterator[bytes]:
         """What the node's agent and supervisor have logged, in pieces of text."""

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from geres.model.demand import Demand
-from geres.model.wire import AttemptKey, Frame, attempts_checksum
+from geres.model.wire import AttemptKey, Frame, StartReport, attempts_checksum
 from geres.scheduling.rooms import Room
+from geres.store.pools import Start, after_report
 
 
 @dataclass(slots=True)
@@ -63,12 +64,26 @@ class Desk:
     full: bool = False  #: its disk has no room for another task
     gone: bool = False
     leaving: bool = False
+    start: Start = field(default_factory=Start)  #: whether its start task lets it take tasks
+    start_to_store: StartReport | None = None
 
     def open_or_close(self) -> None:
         """Let it take new tasks, or say why not."""
-        self.room.accepting = not (self.draining or self.leaving or self.full)
-        is_full_alone = self.full and not (self.draining or self.leaving)
-        self.room.why_closed = "has no room on its disk" if is_full_alone else ""
+        is_away = self.draining or self.leaving
+        self.room.in_service = self.start.state is None
+        self.room.accepting = self.room.in_service and not (is_away or self.full)
+        self.room.why_closed = self.start.reason or ""
+        if self.full and self.room.in_service and not is_away:
+            self.room.why_closed = "has no room on its disk"
+
+    def start_is_over(self, report: StartReport) -> bool:
+        """The node says how its start task ended, in the next hello again.  False where that is no news."""
+        order = self.start.order
+        if order is None or report.digest != order.digest or report.state not in ("done", "failed"):
+            return False
+        self.start, self.start_to_store = after_report(order, report), report
+        self.open_or_close()
+        return True
 
     def add(
         self,

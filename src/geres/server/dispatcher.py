@@ -134,11 +134,13 @@ class Dispatcher:
         desk.free_gpus = list(range(hello.gpus))
         desk.heartbeat_at = time.monotonic()
         desk.draining = answer.draining
+        desk.start = answer.start
         desk.open_or_close()
         again, give_back = take_in(desk, answer.held, answer.resend, hello.running, hello.gpu_ids)
         frame = Frame(
             welcome=Welcome(
-                answer.epoch, answer.node_id, self._lease_seconds, self._lease_seconds / 3, self._me.version
+                *(answer.epoch, answer.node_id, self._lease_seconds, self._lease_seconds / 3),
+                *(self._me.version, desk.start.order),
             ),
             kill=answer.kill,
         )
@@ -217,6 +219,8 @@ class Dispatcher:
             self._receive_end(desk, ended)
         if frame.heartbeat is not None:
             self._receive_heartbeat(desk, frame.heartbeat)
+        if frame.start is not None and desk.start_is_over(frame.start):
+            self.ring_here()
         if frame.drain:
             desk.leaving = True
             desk.open_or_close()

@@ -23,21 +23,23 @@ class Connected(Protocol):
 
 def explain(desks: Iterable[Connected], pool: str, demand: Demand) -> tuple[list[WhyNode], str | None]:
     """Why the nodes of the pool do not take such a task now, and the first that would."""
-    reasons: dict[tuple[str, bool], list[str]] = {}
+    reasons: dict[tuple[str, bool, bool], list[str]] = {}
     for desk in sorted(desks, key=lambda desk: desk.name):
         if desk.room.facts.pool != pool:
             continue
         refusal = why_not(demand, desk.room)
         if refusal is None:
             return [], desk.name
-        reasons.setdefault(refusal, []).append(desk.name)
+        in_service = desk.room.in_service or not refusal[1]
+        reasons.setdefault((*refusal, in_service), []).append(desk.name)
     return [
         WhyNode(
             node=names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more",
             reason=why,
             ever=ever,
+            in_service=in_service,
         )
-        for (why, ever), names in reasons.items()
+        for (why, ever, in_service), names in reasons.items()
     ], None
 
 

@@ -50,7 +50,8 @@ class FarNodes:
             if (facts := self._facts.get((row.node_id, row.epoch))) is None:
                 continue
             room = empty_room(row.node_id, facts)
-            room.accepting = not row.draining
+            room.accepting = not (row.draining or row.out_of_service)
+            room.in_service, room.why_closed = not row.out_of_service, row.out_of_service or ""
             for body, count in uses.get(row.node_id, ()):
                 for _ in range(count):  # what was sent ahead waits for room, and takes none
                     demand = demands.from_text(body)

@@ -10,7 +10,7 @@ from geres.model.states import NodeState
 from geres.model.wire import Frame
 from geres.server.desk import Desk
 from geres.server.dispatcher import Dispatcher
-from geres.store import dispatching, nodes, servers
+from geres.store import dispatching, nodes, pools, servers
 from geres.store.database import Database, Order
 from geres.store.nodes import Lease
 from geres.store.servers import Introduction
@@ -94,6 +94,12 @@ class Leases:
             await self._db.run_as(Order.HEARTBEAT, nodes.goodbye, node_id, epoch, now_us=now_us)
             if dispatcher.left.get(node_id) == epoch:
                 del dispatcher.left[node_id]
+        for desk in list(dispatcher.desks.values()):
+            if (report := desk.start_to_store) is not None:
+                await self._db.run_as(
+                    Order.HEARTBEAT, pools.note_start, desk.node_id, desk.epoch, report, now_us=now_us
+                )
+                desk.start_to_store = None if desk.start_to_store is report else desk.start_to_store
         changed = [desk for desk in dispatcher.desks.values() if desk.shown != _state(desk)]
         if changed:
             states = [(desk.node_id, desk.epoch, _state(desk)) for desk in changed]
@@ -150,6 +156,8 @@ class Leases:
 
 
 def _state(desk: Desk) -> NodeState:
+    if desk.start.state is not None:
+        return desk.start.state
     if desk.draining or desk.leaving:
         return NodeState.DRAINING
     return NodeState.RUNNING if desk.held else NodeState.IDLE

@@ -91,6 +91,7 @@ class FarNode(NamedTuple):
     epoch: int
     tenant_id: int
     draining: int
+    out_of_service: str | None  #: why its start task keeps it so
 
 
 def far_nodes(tx: Tx, server_id: int) -> list[FarNode]:

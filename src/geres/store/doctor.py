@@ -25,7 +25,10 @@ def ping(tx: Tx) -> None:
 def findings(tx: Tx, *, now_us: int) -> list[Finding]:
     """What a look at some rows shows: records that were set aside or cannot be read, unanswered wishes, pools
     in which nothing can start."""
-    return [*_quarantined(tx), *_unreadable(tx), *_stuck(tx, now_us), *_at_rest(tx)]
+    return [
+        *(*_quarantined(tx), *_unreadable(tx), *_stuck(tx, now_us)),
+        *(*_at_rest(tx), *_failed_to_start(tx)),
+    ]
 
 
 def _quarantined(tx: Tx) -> Iterator[Finding]:
@@ -73,6 +76,18 @@ def _at_rest(tx: Tx) -> Iterator[Finding]:
         elif waiting is not None:
             move = f"geres edit {show_task(waiting)} pool=NAME, or geres agent --pool {pool}"
             yield Finding(kind="pool", id=pool, text=f"{waits}none is connected", next=move)
+
+
+def _failed_to_start(tx: Tx) -> Iterator[Finding]:
+    for row in tx.all("nodes_that_failed_to_start", limit=_MOST):
+        of = row["pool"] if row["tenant"] == LOCAL_TENANT else f"{row['pool']} of tenant {row['tenant']}"
+        yield Finding(
+            kind="node",
+            id=row["name"],
+            at=rfc3339(row["state_since"]),
+            text=f"node {row['name']} of pool {of} is not in service: {row['reason']}",
+            next=f"geres node logs {row['name']}, then geres agent restart --nodes {row['name']}",
+        )
 
 
 __all__ = ["check_invariants", "findings", "ping"]

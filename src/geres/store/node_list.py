@@ -115,4 +115,5 @@ def _fields(row: Row, use: _Use) -> dict[str, Any]:
         "version": hello.version if hello else None,
         "account": hello.account if hello else None,
         "shared_paths": hello.shared_paths if hello else [],
+        "reason": row["reason"] if row["state"] in (NodeState.STARTING, NodeState.START_FAILED) else None,
     }

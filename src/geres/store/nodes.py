@@ -68,7 +68,7 @@ class Connected:
     held: list[Held] = field(default_factory=list)  #: all that now count as on the node, resent ones included
     specs: dict[int, str] = field(default_factory=dict)
     turned: Turned = field(default_factory=Turned)  #: what was taken back
-    start: Start = Start()  #: whether it has to run a start task first
+    start: Start = field(default_factory=Start)  #: whether it has to run a start task first
 
 
 def hello(tx: Tx, hello: Hello, *, tenant_id: int, server_id: int, lease_us: int, now_us: int) -> Connected:

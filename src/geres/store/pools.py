@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from geres.store import audit
 from geres.store.database import Row, Tx
 from geres.store.sharing import pool_of
 
-RUNS = "its start task still runs"
+RUNS = "its start task runs"
 FAILED = "its start task failed"
 _MOST_WHY = 300  #: characters that are kept of what a node says
 _MOST_TAIL = 1000
@@ -43,9 +44,7 @@ def get(tx: Tx, caller: Caller, name: str) -> Pool:
     raise NotFound(f"there is no pool {name[:100]!r}{hint}", id=name)
 
 
-def patch(
-    tx: Tx, caller: Caller, name: str, changes: PoolPatch, *, version: int | None, now_us: int
-) -> Pool:
+def patch(tx: Tx, caller: Caller, name: str, changes: PoolPatch, *, version: int | None, now_us: int) -> Pool:
     """Edit a pool; nodes are told when they next connect.  Returns it as it is, or would be.
 
     Raises Invalid, Denied, NotFound for one that is not there and not to be made, Changed where `version` (of
@@ -129,6 +128,14 @@ def _pool(row: Row, nodes: dict[int, dict[str, int]]) -> Pool:
     )
 
 
+def order_of(start: StartTask) -> StartOrder:
+    """What a node is told; the digest tells one version of it from another."""
+    argv = ["/bin/sh", "-c", start.shell] if start.shell is not None else start.command or []
+    made = StartOrder("", argv, start.env, start.retries, start.time_limit_seconds)
+    made.digest = hashlib.sha256(msgspec.json.encode(made, order="sorted")).hexdigest()[:16]
+    return made
+
+
 class Start(NamedTuple):
     """Whether a node that connects is in service, and what it is to run before."""
 
@@ -146,15 +153,20 @@ def at_hello(tx: Tx, pool_id: int, report: StartReport | None) -> Start:
     start = None if row is None else _start_task(row)
     if start is None or report is None:
         return Start()
-    order = model.order_of(start)
+    order = order_of(start)
     if report.digest != order.digest or report.state not in ("done", "failed"):
         return Start(order, NodeState.STARTING, RUNS)
+    return after_report(order, report)
+
+
+def after_report(order: StartOrder, report: StartReport) -> Start:
+    """Whether a node takes tasks whose start task is over."""
     if report.state == "failed":
-        return Start(order, NodeState.START_FAILED, reason_of(report))
+        return Start(order, NodeState.START_FAILED, _reason_of(report))
     return Start(order)
 
 
-def reason_of(report: StartReport) -> str:
+def _reason_of(report: StartReport) -> str:
     """Why a node is `start_failed`."""
     return f"{FAILED}: {_clean(report.why, _MOST_WHY) or 'it does not say why'}"
 
@@ -164,7 +176,7 @@ def note_start(tx: Tx, node_id: int, epoch: int, report: StartReport, *, now_us:
     row = tx.one("lock_starting_node", node_id=node_id, epoch=epoch)
     if row is None or row["state"] not in (NodeState.STARTING, NodeState.START_FAILED):
         return
-    state, why = NodeState.START_FAILED, reason_of(report)
+    state, why = NodeState.START_FAILED, _reason_of(report)
     if report.state != "failed":
         state, why = NodeState.RUNNING if row["task_count"] else NodeState.IDLE, "its start task succeeded"
         state = NodeState.DRAINING if row["draining"] else state

@@ -30,7 +30,9 @@ RETURNING node.id, node.state
 SELECT id, epoch FROM node WHERE id = :node_id
 
 -- name: far_nodes
-SELECT id, epoch, tenant_id, draining FROM node
+SELECT id, epoch, tenant_id, draining,
+       CASE WHEN state IN ('starting', 'start_failed') THEN COALESCE(reason, state) END AS out_of_service
+  FROM node
  WHERE server_id IS NOT NULL AND server_id <> :server_id
  ORDER BY id
 
