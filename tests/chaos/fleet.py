@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
 
 import geres
 from geres.model.doctor import Finding
@@ -24,6 +25,16 @@ from tests.cluster import GERES, clean_environment, free_port
 from tests.postgres import PostgresServer, die_with_parent
 
 LEASE_SECONDS = 4.0
+#: PostgreSQL's clock cannot be set, but another one can stand before it.
+_CLOCK = """
+CREATE SCHEMA clock;
+CREATE TABLE clock.ahead AS SELECT 0.0::double precision AS seconds;
+CREATE FUNCTION clock.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE AS
+    'SELECT pg_catalog.clock_timestamp() + make_interval(secs => (SELECT seconds FROM clock.ahead))';
+DO $$ BEGIN
+    EXECUTE format('ALTER DATABASE %I SET search_path = public, clock, pg_catalog', current_database());
+END $$
+"""
 _WAIT_SECONDS = 60.0
 _LITTLE_BYTES = 4096  #: the largest file that a starved process may write
 
@@ -31,8 +42,8 @@ _LITTLE_BYTES = 4096  #: the largest file that a starved process may write
 class Part:
     """A server or an agent with a home of its own, started again whenever it is killed."""
 
-    def __init__(self, home: Path, *words: str) -> None:
-        self.home, self._words = home, words
+    def __init__(self, home: Path, *words: str, lease_seconds: float = LEASE_SECONDS) -> None:
+        self.home, self._words, self._lease_seconds = home, words, lease_seconds
         self.home.mkdir(exist_ok=True)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -43,7 +54,7 @@ class Part:
     def start(self) -> None:
         if self.is_alive:
             return
-        env = clean_environment(self.home, GERES_SERVER__LEASE_SECONDS=str(LEASE_SECONDS))
+        env = clean_environment(self.home, GERES_SERVER__LEASE_SECONDS=str(self._lease_seconds))
         with open(self.home / "log", "ab") as log:
             self.process = subprocess.Popen(
                 [str(GERES), *self._words, "--home", str(self.home)],
@@ -85,15 +96,28 @@ def starve(pid: int, little: bool) -> None:
 class Fleet:
     """A whole fleet on one PostgreSQL.  Use it as a context manager: nothing of it is left afterwards."""
 
-    def __init__(self, dice: random.Random, *, servers: int = 2, agents: int = 5) -> None:
+    def __init__(
+        self,
+        dice: random.Random,
+        *,
+        servers: int = 2,
+        agents: int = 5,
+        lease_seconds: float = LEASE_SECONDS,
+    ) -> None:
         self._dice = dice
         self.folder = Path(tempfile.mkdtemp(prefix="geres-chaos-"))
         self.postgres = PostgresServer()
         self._exits = contextlib.ExitStack()
         self.store = self._exits.enter_context(self.postgres.fresh())
+        with psycopg.connect(self.store, autocommit=True) as connection:
+            connection.execute(_CLOCK)
         self.ports = [free_port() for _ in range(servers)]
         self.servers = [
-            Part(self.folder / f"s{n}", "server", "--port", str(port), "--store", self.store)
+            Part(
+                self.folder / f"s{n}",
+                *("server", "--port", str(port), "--store", self.store),
+                lease_seconds=lease_seconds,
+            )
             for n, port in enumerate(self.ports)
         ]
         self.proxies: list[Proxy] = []
@@ -138,6 +162,11 @@ class Fleet:
         client = geres.Client(url=urls, token=token)
         self._clients.append(client)
         return client
+
+    def set_clock(self, seconds: float) -> None:
+        """Let the store's clock be so far ahead of what it was at first; behind where it is negative."""
+        with psycopg.connect(self.store, autocommit=True) as connection:
+            connection.execute("UPDATE clock.ahead SET seconds = %s", [seconds])
 
     def supervisor(self, agent: Part) -> int | None:
         """The process of an agent's supervisor."""

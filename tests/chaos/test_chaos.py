@@ -47,6 +47,7 @@ class Faults:
             self.hold: 2,
             self.starve_agent: 1,
             self.starve_server: 1,
+            self.set_clock: 1,
         }
 
     def run(self, seconds: float) -> None:
@@ -146,6 +147,11 @@ class Faults:
         proxy.held = True
         self._in(self._dice.choice([1.0, LEASE_SECONDS * 1.5]), lambda: setattr(proxy, "held", False))
         return "hold"
+
+    def set_clock(self) -> str:
+        seconds = self._dice.choice([-3600.0, -60.0, -3.0, 0.0, 3.0, 60.0, 3600.0])
+        self._fleet.set_clock(seconds)
+        return f"set the clock by {seconds:g} s"
 
     def starve_server(self) -> str:
         return self._starve(self._server())
