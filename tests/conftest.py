@@ -22,6 +22,15 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
+@pytest.fixture(autouse=True)
+def same_umask() -> Iterator[None]:
+    """What a test sets of this process would otherwise depend on which tests ran before in it."""
+    before = os.umask(0o022)
+    yield
+    after = os.umask(before)
+    assert after == 0o022, f"the test left the umask {after:03o} behind"
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     try:

@@ -79,8 +79,8 @@ def up(
         os.environ["GERES_HOME"] = _SHARED_HOME
     home = config.home()
     os.environ.setdefault(config.CONFIG_FROM, os.getcwd())
-    os.umask(0o077)  # what we write is for us alone; tasks get the usual one
     settings = _settings(flags, resources, labels)
+    os.umask(0o077)  # what we write is for us alone; tasks get the usual one
     lock = _take(home, settings.server.store)
     server = settings.server
     if shared:
@@ -89,7 +89,7 @@ def up(
         listener = open_listener(server.host, server.port, asked="server.port" in settings.origins)
     words = ["--home", str(home)]
     # Not among its words: everybody on the machine sees those, and there may be a password in it.
-    env = {"GERES_SERVER__STORE": server.store} if server.store else {}
+    env = {"GERES_SERVER__STORE": server.store.replace("${", "$${")} if server.store else {}
     for name, given in zip(("--certificate", "--key"), server.certificate, strict=False):
         if given not in (config.SELF_MADE, config.NO_TLS):
             given = os.path.abspath(os.path.expanduser(given))  # the server starts in another folder
