@@ -8,8 +8,12 @@ import psycopg
 import pytest
 
 from geres.errors import StoreUnavailable
+from geres.model.jobs import ArraySpec
+from geres.model.tasks import TaskSpec
+from geres.store import arrays
 from geres.store.database import Database, Tx, open_database
 from tests.postgres import PostgresServer
+from tests.store.world import World
 
 
 @pytest.fixture
@@ -188,3 +192,29 @@ def test_who_waits_too_long_for_a_lock_hears_so(two_rows: Database):
             two_rows.call(wait)
 
     two_rows.call(hold)
+
+
+def test_a_server_that_does_not_know_of_waiting_unfolds_no_array_that_waits(fresh_postgres):
+    """As those of the previous release: they would let its tasks start at once."""
+    db = open_database(url := fresh_postgres())
+    try:
+        world = World(db)
+        [parent] = world.submit()
+        waits = world.job(array=ArraySpec(range="1-2000"), task=TaskSpec(command=["true"]), after=[parent])
+        plain = world.job(
+            array=ArraySpec(range="1-2000"), task=TaskSpec(command=["true"], env={"after": '["'})
+        )
+        unfolded = "UPDATE job SET array_done = array_done + 1, task_count = task_count + 1 WHERE id = %s"
+        with psycopg.connect(url, autocommit=True) as older:
+            with pytest.raises(
+                psycopg.OperationalError, match="newer release"
+            ):  # which they take for an outage
+                older.execute(unfolded, [int(waits)])
+            older.execute(unfolded, [int(plain)])
+            older.execute("UPDATE job SET priority = 1, array_total = array_done WHERE id = %s", [int(waits)])
+        assert db.call(arrays.unfold, int(waits), now_us=world.now_us) == 0
+        again = world.job(array=ArraySpec(range="1-2000"), task=TaskSpec(command=["true"]), after=[parent])
+        assert db.call(arrays.unfold, int(again), now_us=world.now_us) == 2000
+        assert world.state(f"{again}.1") == "blocked"
+    finally:
+        db.close()

@@ -1,9 +1,9 @@
 """Brings a database to the newest schema: numbered files, forward only, each applied once.
 
 A migration is one text for both databases (types are translated), or two.  `NNNN.name.sql` is applied at
-once, while servers with older code may be at work: it only adds, with defaults.  `NNNN.name.after.sql` is for
-what older code would stumble over (dropping, tightening) and is applied when no server with older code is
-there.  An applied file that was edited since is refused, and so is a database that a newer program has
+once, while servers with older code may be at work: it only adds, with defaults; `NNNN.name.postgres.sql` is
+what follows it on PostgreSQL alone.  `NNNN.name.after.sql` is for what older code would stumble over (dropping,
+tightening) and is applied when no server with older code is there.  An applied file that was edited since is refused, and so is a database that a newer program has
 migrated.
 """
 
@@ -27,6 +27,7 @@ class Migration(NamedTuple):
     name: str
     text: str
     after: str = ""  #: for when no older code is at work; empty for most
+    postgres: str = ""  #: in addition to `text`, on PostgreSQL
 
 
 def migrations() -> list[Migration]:
@@ -36,7 +37,10 @@ def migrations() -> list[Migration]:
         if path.name.endswith(".sql"):
             number, name, *part = path.name.removesuffix(".sql").split(".")
             texts.setdefault((int(number), name), {})[".".join(part)] = path.read_text(encoding="utf-8")
-    return [Migration(*key, parts[""], parts.get("after", "")) for key, parts in sorted(texts.items())]
+    return [
+        Migration(*key, parts[""], parts.get("after", ""), parts.get("postgres", ""))
+        for key, parts in sorted(texts.items())
+    ]
 
 
 def newest_version() -> int:
@@ -71,9 +75,12 @@ def migrate(tx: Tx, *, now_us: int, known: Sequence[Migration] | None = None) ->
             database=current,
             program=newest,
         )
-    return [
-        one.name for one in known if _apply(tx, _VERSIONS, one.number, one.name, one.text, applied, now_us)
-    ]
+    names = []
+    for one in known:
+        text = one.text + (one.postgres if tx.dialect == "postgres" else "")
+        if _apply(tx, _VERSIONS, one.number, one.name, text, applied, now_us):
+            names.append(one.name)
+    return names
 
 
 def finish(

@@ -43,8 +43,9 @@ _AGAIN_SECONDS = 0.1
 _SCHEMA_LOCK = 4470_4470
 _FEW = 4  #: up to so many rows an INSERT for each is quicker than COPY
 _ALL = "-c plan_cache_mode=force_generic_plan"
+_KNOWS = "-c geres.waits=yes"  #: what only servers of this release may do; see migration 11
 #: Who is frozen or gone in the middle of a transaction holds its locks for less than others wait for them.
-_WRITE = f"{_ALL} -c idle_in_transaction_session_timeout=10000 -c lock_timeout=20000"
+_WRITE = f"{_ALL} {_KNOWS} -c idle_in_transaction_session_timeout=10000 -c lock_timeout=20000"
 _READ = f"{_ALL} -c default_transaction_read_only=on -c statement_timeout={_READ_MS}"
 #: Seconds until a host that no longer answers is given up; without effect on a Unix socket.
 _NETWORK: dict[str, Any] = {
