@@ -85,6 +85,11 @@ RULES: dict[tuple[str, str], Roles] = {
     ("POST", "/v1/tokens/{token}/rotate"): CHANGERS,
     ("POST", "/v1/tokens/{token}/revoke"): CHANGERS,
     ("GET", "/v1/audit"): OPERATORS,
+    ("GET", "/v1/webhooks"): OPERATORS,  # addresses may be secret, and everybody's ends are told there
+    ("GET", "/v1/webhooks/{webhook_id}"): OPERATORS,
+    ("POST", "/v1/webhooks"): OPERATORS,
+    ("POST", "/v1/webhooks/{webhook_id}/test"): OPERATORS,
+    ("DELETE", "/v1/webhooks/{webhook_id}"): OPERATORS,
     # joining
     ("GET", "/v1/join-tokens"): OPERATORS,
     ("POST", "/v1/join-tokens"): OPERATORS,

@@ -26,6 +26,7 @@ from geres.api import (
     system,
     tasks,
     tenants,
+    webhooks,
 )
 from geres.api.agents import serve_agent
 from geres.api.asgi import App, Receive, Scope, Send
@@ -87,6 +88,7 @@ ROUTES: list[Any] = [
     *pools.ROUTES,
     *tenants.ROUTES,
     *quotas.ROUTES,
+    *webhooks.ROUTES,
     *joining.ROUTES,
     tasks.list_tasks,
     tasks.list_history,
@@ -128,6 +130,7 @@ _BODIES: list[type[Struct]] = [
     SubmitTask,
     *tenants.BODIES,
     *quotas.BODIES,
+    *webhooks.BODIES,
 ]
 
 

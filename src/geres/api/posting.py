@@ -142,7 +142,7 @@ def _words(error: BaseException) -> str:
         if isinstance(cause, ConnectionRefusedError):
             return "connection refused"
         text = str(cause) or text
-        inner = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
-        if inner is None:
+        inner = cause.__cause__ or cause.__context__  # the pool raises `from None` what has a cause
+        if inner is None or isinstance(cause, _Refused):
             return text
         cause = inner

@@ -57,6 +57,7 @@ COMMANDS: dict[str, dict[str, Entry]] = {
         "tenant": Entry("tenants:tenant", _CLUSTER, "Make and change tenants."),
         "quota": Entry("quotas:quota", _CLUSTER, "Show and set how much may be had at once."),
         "pool": Entry("pools:pool", _CLUSTER, "Show pools, and set what their nodes run first."),
+        "webhook": Entry("webhooks:webhook", _CLUSTER, "Tell other programs when tasks and jobs end."),
         "audit": Entry("tenants:audit", _CLUSTER, "List who changed what."),
         "doctor": Entry("status:doctor", _CLUSTER, "Look for what is wrong."),
         "config": Entry("settings:config", _CLUSTER, "Show the settings and where they come from."),
@@ -111,6 +112,13 @@ COMMANDS: dict[str, dict[str, Entry]] = {
     "quota": {
         "show": Entry("quotas:quota_show", _LOOK, "What may be had at once, and what is."),
         "set": Entry("quotas:quota_set", _CHANGE, "Limit a user, each user or the tenant."),
+    },
+    "webhook": {
+        "add": Entry("webhooks:webhook_add", _CHANGE, "Tell an address of ends."),
+        "list": Entry("webhooks:webhook_list", _LOOK, "List webhooks, and what fails."),
+        "show": Entry("webhooks:webhook_show", _LOOK, "All about one webhook."),
+        "test": Entry("webhooks:webhook_test", _LOOK, "Send a message now and tell the answer."),
+        "remove": Entry("webhooks:webhook_remove", _CHANGE, "Send nothing more to it."),
     },
     "user": {
         "create": Entry("tenants:user_create", _CLUSTER, "Make a user."),

@@ -133,7 +133,7 @@ class JobEnded(Struct, kw_only=True):
     meta: dict[str, Any]
 
 
-class Test(Struct, kw_only=True):
+class TestMessage(Struct, kw_only=True):
     """The message of `geres webhook test`."""
 
     id: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -13,6 +13,7 @@ from geres.model import nodes as node_model
 from geres.model import pools as pool_model
 from geres.model import quotas as quota_model
 from geres.model import tenants as model
+from geres.model import webhooks as webhook_model
 from geres.sdk.http import Transport
 from geres.sdk.reading import path_part
 
@@ -49,6 +50,41 @@ class Manager:
         body = msgspec.json.encode({"user": user, **limits})
         answer = self.transport.call("PUT", "/v1/quotas", body)
         return msgspec.json.decode(answer, type=list[quota_model.Quota])
+
+    def webhooks(self) -> list[webhook_model.Webhook]:
+        """All of the tenant; takes an operator, like all that follows on webhooks."""
+        return self.transport.get("/v1/webhooks", list[webhook_model.Webhook])
+
+    def webhook(self, webhook_id: str) -> webhook_model.Webhook:
+        return self.transport.get(f"/v1/webhooks/{path_part(webhook_id)}", webhook_model.Webhook)
+
+    def create_webhook(
+        self,
+        url: str,
+        *,
+        events: Sequence[str] = (),
+        states: Sequence[str] = (),
+        job: str | None = None,
+        secret: str | None = None,
+    ) -> webhook_model.MadeWebhook:
+        """Tell an address of ends from now on: of these `events` and `states`, empty for all, or of one job.
+
+        The answer has the secret that signs the messages, which nobody shows again.
+        """
+        body = webhook_model.CreateWebhook(
+            url=url, events=list(events), states=list(states), job=job, secret=secret
+        )
+        return self.transport.post("/v1/webhooks", webhook_model.MadeWebhook, body)
+
+    def test_webhook(self, webhook_id: str) -> webhook_model.WebhookTested:
+        """Send a test message now; how it was taken."""
+        path = f"/v1/webhooks/{path_part(webhook_id)}/test"
+        return self.transport.post(path, webhook_model.WebhookTested, {})
+
+    def remove_webhook(self, webhook_id: str) -> webhook_model.Webhook:
+        """Send nothing more to it; what waits is dropped.  It as it was."""
+        answer = self.transport.call("DELETE", f"/v1/webhooks/{path_part(webhook_id)}")
+        return msgspec.json.decode(answer, type=webhook_model.Webhook)
 
     def users(self) -> list[model.User]:
         return self.transport.get("/v1/users", list[model.User])

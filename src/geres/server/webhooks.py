@@ -22,7 +22,8 @@ from geres.store.webhooks import Claimed, Message, Outcome
 log = logging.getLogger("geres.webhooks")
 
 WORKERS = 4  #: webhooks that a server sends to at once
-_AT_ONCE = 4  #: messages that one receiver gets at once
+_AT_ONCE = 4  #: messages that one receiver gets at once, where more wait than these few:
+_FEW = 20
 _ROUND_SECONDS = 5.0  #: with the time limit of one message well within a claim
 _SETTLE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 2.0
@@ -54,7 +55,7 @@ class Sending:
 
     async def _send(self, claimed: Claimed, messages: Sequence[Message], sent: _Round) -> None:
         until = time.monotonic() + _ROUND_SECONDS
-        for piece in pieces(messages, in_order=not claimed.tries):
+        for piece in pieces(messages, failing=claimed.tries > 0):
             errors: dict[int, str | None] = {}
             async with anyio.create_task_group() as group:
                 for message in piece:
@@ -118,13 +119,15 @@ class _Round:
             self.put_off += bad
 
 
-def pieces(messages: Sequence[Message], *, in_order: bool) -> Iterator[list[Message]]:
-    """What is sent at once, in turn.  With `in_order` the end of a job comes after the ends of its tasks;
-    without, a message that is never taken holds up no other."""
+def pieces(messages: Sequence[Message], *, failing: bool) -> Iterator[list[Message]]:
+    """What is sent at once, in turn: one message, or where many wait some, but the end of a job after those
+    of its tasks.  Of a webhook that fails the order is given up: a message that is never taken is to hold up
+    no other."""
+    most = _AT_ONCE if failing or len(messages) > _FEW else 1
     piece: list[Message] = []
     for message in messages:
         after = message.event == JOB_ENDED and any(one.job_id == message.job_id for one in piece)
-        if piece and (len(piece) == _AT_ONCE or (in_order and after)):
+        if piece and (len(piece) == most or (after and not failing)):
             yield piece
             piece = []
         piece.append(message)

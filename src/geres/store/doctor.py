@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from geres.model.doctor import Finding
 from geres.model.ids import show_task
-from geres.model.units import rfc3339
+from geres.model.units import plural, rfc3339
+from geres.model.webhooks import host_of
 from geres.store import unreadable
 from geres.store.database import Tx
 from geres.store.invariants import check_invariants
@@ -27,7 +28,7 @@ def findings(tx: Tx, *, now_us: int) -> list[Finding]:
     in which nothing can start."""
     return [
         *(*_quarantined(tx), *_unreadable(tx), *_stuck(tx, now_us)),
-        *(*_at_rest(tx), *_failed_to_start(tx)),
+        *(*_at_rest(tx), *_failed_to_start(tx), *_failing_webhooks(tx)),
     ]
 
 
@@ -87,6 +88,19 @@ def _failed_to_start(tx: Tx) -> Iterator[Finding]:
             at=rfc3339(row["state_since"]),
             text=f"node {row['name']} of pool {of} is not in service: {row['reason']}",
             next=f"geres node logs {row['name']}, then geres agent restart --nodes {row['name']}",
+        )
+
+
+def _failing_webhooks(tx: Tx) -> Iterator[Finding]:
+    for row in tx.all("failing_webhooks", limit=_MOST):
+        of = "" if row["tenant"] == LOCAL_TENANT else f" of tenant {row['tenant']}"
+        yield Finding(
+            kind="webhook",
+            id=str(row["id"]),
+            at=rfc3339(row["failing_since"]),
+            text=f"webhook {row['id']}{of} to {host_of(row['target'])} fails: {row['error']};"
+            f" waiting: {plural(row['waiting'], 'message')}",
+            next=f"geres webhook test {row['id']}",
         )
 
 

@@ -12,9 +12,10 @@ from geres.model import demand as demands
 from geres.model.callers import Caller
 from geres.model.joining import JoinToken
 from geres.model.tenants import MadeToken
+from geres.model.webhooks import MadeWebhook
 from geres.store.database import Tx
 
-Secret = TypeVar("Secret", MadeToken, JoinToken)
+Secret = TypeVar("Secret", MadeToken, JoinToken, MadeWebhook)
 
 
 def once(
@@ -49,10 +50,10 @@ def once(
 def secret_once(
     tx: Tx, caller: Caller, key: str | None, body: bytes, *, now_us: int, make: Callable[[Tx], Secret]
 ) -> Secret:
-    """Make a token, unless the same caller has made it under the same key.
+    """Make a token or a webhook, unless the same caller has made it under the same key.
 
     An answer with a secret is not kept, so it cannot be given again.  Raises KeyReused, or Conflict with the
-    id of what was made: a repeat leaves no second token that nobody knows of.
+    id of what was made: a repeat leaves no second one that nobody knows of.
     """
     made: list[Secret] = []
 
@@ -63,9 +64,9 @@ def secret_once(
     answer = once(tx, caller, key, body, now_us=now_us, do=do)
     if made:
         return made[0]
-    token_id = msgspec.json.decode(answer, type=str)
+    made_id = msgspec.json.decode(answer, type=str)
     raise Conflict(
-        f"this request has made token {token_id} before, and its secret is told only once;"
-        f" revoke {token_id} and make another",
-        id=token_id,
+        f"this request has made {made_id} before, and its secret is told only once;"
+        f" revoke or remove {made_id} and make another",
+        id=made_id,
     )
