@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 import psycopg
@@ -10,8 +11,10 @@ import pytest
 from geres.errors import StoreUnavailable
 from geres.model.jobs import ArraySpec
 from geres.model.tasks import TaskSpec
-from geres.store import arrays
-from geres.store.database import Database, Tx, open_database
+from geres.server import opening
+from geres.store import arrays, migrate
+from geres.store.database import Database, Locked, Tx, open_database
+from geres.store.migrate import Migration
 from tests.postgres import PostgresServer
 from tests.store.world import World
 
@@ -218,3 +221,53 @@ def test_a_server_that_does_not_know_of_waiting_unfolds_no_array_that_waits(fres
         assert world.state(f"{again}.1") == "blocked"
     finally:
         db.close()
+
+
+def test_a_migration_waits_for_no_dump_while_others_wait_behind_it(fresh_postgres):
+    """ALTER TABLE stands in line behind whoever reads the table, and everybody else behind it."""
+    url = fresh_postgres()
+    db = open_database(url)
+    try:
+        db.call(migrate.migrate, now_us=0)
+        later = Migration(len(migrate.migrations()) + 1, "colour", "ALTER TABLE pool ADD COLUMN colour TEXT;")
+        with psycopg.connect(url) as dump:
+            dump.execute("LOCK TABLE pool IN ACCESS SHARE MODE")
+            with pytest.raises(Locked, match="lock timeout"):  # the dump is not over yet
+                db.call(migrate.migrate, now_us=0, known=[*migrate.migrations(), later])
+            assert db.call(lambda tx: tx.raw("SHOW lock_timeout")) == [("20s",)]
+        assert db.call(migrate.migrate, now_us=0, known=[*migrate.migrations(), later]) == ["colour"]
+    finally:
+        db.close()
+
+
+def test_a_server_migrates_once_the_dump_is_over(fresh_postgres, monkeypatch, caplog):
+    url = fresh_postgres()
+    known = migrate.migrations()
+    monkeypatch.setattr(opening, "_LOCKED_PAUSE_SECONDS", 0.1)
+    later = Migration(len(known) + 1, "colour", "ALTER TABLE pool ADD COLUMN colour TEXT;")
+    with contextlib.closing(opening.open_store(url, now_us=0)), psycopg.connect(url) as dump:
+        dump.execute("LOCK TABLE pool IN ACCESS SHARE MODE")
+        monkeypatch.setattr(migrate, "migrations", lambda: [*known, later])
+        opened: list[opening.Opened] = []
+        thread = threading.Thread(target=lambda: opened.append(opening.open_store(url, now_us=0)))
+        thread.start()
+        while "is a dump being made" not in caplog.text:
+            assert thread.is_alive()
+            thread.join(0.05)
+        dump.rollback()
+        thread.join(60)
+        assert len(opened) == 1
+        opened[0].close()
+
+
+def test_a_dump_that_goes_on_and_on_is_named(fresh_postgres, monkeypatch):
+    """A dump that goes on and on: the server says so and gives up; whoever keeps it starts it again."""
+    url = fresh_postgres()
+    known = migrate.migrations()
+    monkeypatch.setattr(opening, "_LOCKED_SECONDS", 0.0)
+    later = Migration(len(known) + 1, "colour", "ALTER TABLE pool ADD COLUMN colour TEXT;")
+    with contextlib.closing(opening.open_store(url, now_us=0)), psycopg.connect(url) as dump:
+        dump.execute("LOCK TABLE pool IN ACCESS SHARE MODE")
+        monkeypatch.setattr(migrate, "migrations", lambda: [*known, later])
+        with pytest.raises(Locked, match="is a dump being made of it"):
+            opening.open_store(url, now_us=0)

@@ -20,7 +20,7 @@ from geres.errors import Conflict, Invalid, StoreUnavailable
 from geres.files import check_database, sync_folder, write_private
 from geres.mounts import network_file_system
 from geres.store import migrate, move, servers, sharing, tokens, unreadable
-from geres.store.database import Database, Tx, open_database
+from geres.store.database import Database, Locked, Tx, open_database
 from geres.store.servers import Introduction
 from geres.store.sql import Dialect
 
@@ -28,6 +28,8 @@ log = logging.getLogger("geres.server.opening")
 
 TENANT = "default"
 _LOCK_LOOK_SECONDS = 0.01
+_LOCKED_SECONDS = 40.0  #: less than whoever started us waits
+_LOCKED_PAUSE_SECONDS = 3.0  #: for others, who waited behind us
 
 
 class Opened:
@@ -99,7 +101,7 @@ def check_file(url: str) -> None:
 def _migrated(opened: Opened, now_us: int) -> Opened:
     try:
         opened.db.call(move.refuse_unfinished)
-        applied = opened.db.call(migrate.migrate, now_us=now_us)
+        applied = _migrate(opened.db, now_us)
         if applied and applied[0] != migrate.migrations()[0].name:  # not where it was empty
             opened.db.call(migrate.end_older_connections)
         for sentence in opened.db.call(unreadable.set_aside, now_us=now_us):
@@ -108,6 +110,21 @@ def _migrated(opened: Opened, now_us: int) -> Opened:
         opened.close()
         raise
     return opened
+
+
+def _migrate(db: Database, now_us: int) -> list[str]:
+    """Migrate between what others do, for a while; other servers go on meanwhile.  Raises Locked."""
+    until, told = time.monotonic() + _LOCKED_SECONDS, False
+    while True:
+        try:
+            return db.call(migrate.migrate, now_us=now_us)
+        except Locked as error:
+            if time.monotonic() > until:
+                raise Locked(f"the store cannot be migrated: {error}; is a dump being made of it?") from error
+            if not told:
+                log.warning("the migration waits: %s; is a dump being made of the store?", error)
+            told = True
+            time.sleep(_LOCKED_PAUSE_SECONDS)
 
 
 def _check_place(path: Path) -> None:

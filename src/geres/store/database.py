@@ -45,6 +45,10 @@ class Order(IntEnum):
     LOOP = 3
 
 
+class Locked(StoreUnavailable):
+    """Somebody else holds what this needs for longer than it may wait."""
+
+
 class Tx(ABC):
     """An open transaction.  Statements are called by the name they have in `sql/*.sql`."""
 
@@ -82,7 +86,11 @@ class Tx(ABC):
 
     @abstractmethod
     def lock_schema(self) -> None:
-        """Keep other servers from migrating until the transaction ends."""
+        """Keep other servers from migrating until the transaction ends.
+
+        From then on it waits for no lock for long, and raises Locked: whoever asks for a table would stand
+        in line behind it, so that a dump that is being made would stop all servers.
+        """
 
     def one(self, name: str, /, **parameters: Any) -> Row | None:
         """The only row, or None."""

@@ -8,6 +8,7 @@ index that is meant for it; and a connection is asked whether it lives only wher
 from __future__ import annotations
 
 import logging
+import random
 import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ from psycopg.types.numeric import Int8Dumper
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from geres.errors import StoreUnavailable
-from geres.store.database import Database, Order, Row, Tx
+from geres.store.database import Database, Locked, Order, Row, Tx
 from geres.store.sql import Dialect, for_postgres, statements
 
 #: It tells of each of its tries; what an outage means is told by those who need the store.
@@ -110,6 +111,7 @@ class PostgresTx(Tx):
 
     def lock_schema(self) -> None:
         self._connection.execute("SELECT pg_advisory_xact_lock(%s)", (_SCHEMA_LOCK,))
+        self._connection.execute("SET LOCAL lock_timeout = 1000")
 
 
 class PostgresDatabase(Database):
@@ -228,6 +230,7 @@ def _tried(once: Callable[[], T]) -> T:
             left -= 1
             if not left:
                 raise
+            time.sleep(random.uniform(0, _AGAIN_SECONDS))  # else the two meet again
 
 
 @contextmanager
@@ -290,7 +293,7 @@ def _outages() -> Iterator[None]:
             f"the question took longer than {_READ_MS // 1000} s; ask for less: a job, a state, a limit"
         ) from error
     except psycopg.errors.LockNotAvailable as error:
-        raise StoreUnavailable(f"somebody else holds what this needs: {str(error).strip()}") from error
+        raise Locked(f"somebody else holds what this needs: {str(error).strip()}") from error
     except PoolTimeout as error:
         raise StoreUnavailable(f"the database does not answer: {str(error).strip()}") from error
     except (psycopg.OperationalError, psycopg.InterfaceError, *_ENDED) as error:
