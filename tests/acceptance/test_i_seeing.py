@@ -58,7 +58,7 @@ def listed(cluster, *words):
         (("--filter", 'meta.set=="mixed" and cpus == 1 and memory_bytes < "1K"', "--sort", "id"), MIXED),
         (("--grep", "found me"), ["named"]),
         (("--name", "nice name"), ["named"]),
-        (("--job", "left", "--user", "nobody-here"), []),
+        (("--job", "left", "--state", "suspended"), []),
     ],
 )
 def test_u120_filters_return_exactly_the_matching_ids(cluster, mixed, words, names):

@@ -439,5 +439,5 @@ def test_a_directory_that_was_removed_under_the_caller_is_one_sentence(cluster, 
     done = subprocess.run(
         ["sh", "-c", script], cwd=tmp_path, env=cluster.env, capture_output=True, text=True, timeout=60
     )
-    assert "geres: invalid: cwd: this directory does not exist any more; give --cwd\n" in done.stderr
+    assert "geres: invalid: --cwd: this directory does not exist any more; give --cwd\n" in done.stderr
     assert re.fullmatch(r"2\n\d+\.\d+\n", done.stdout)
