@@ -29,6 +29,8 @@ from geres.model.wire import (
     Frame,
     Hello,
     Spec,
+    StartOrder,
+    StartReport,
     Stream,
     Welcome,
     decode,
@@ -78,6 +80,8 @@ class Server:
         self.streams: dict[str, asyncio.Queue[Any]] = {}
         self.stream_sends: dict[str, Callable[[Any], Any]] = {}
         self.drained = False
+        self.start_task: StartOrder | None = None  #: that agents are told of
+        self.starts: list[StartReport] = []
         self._changed = asyncio.Event()
         self._spec_id = 0
 
@@ -192,7 +196,8 @@ class Server:
         await self.until(lambda: self.lets_in)
         peer = Peer(first.hello, send)
         epoch = len(self.peers) + 1
-        await peer.send(Frame(welcome=Welcome(epoch, 1, self.lease_seconds, self.heartbeat_seconds, "0")))
+        facts = (epoch, 1, self.lease_seconds, self.heartbeat_seconds, "0")
+        await peer.send(Frame(welcome=Welcome(*facts, self.start_task)))
         self.peers.append(peer)
         self._changed.set()
         while (message := await receive())["type"] == "websocket.receive":
@@ -216,6 +221,7 @@ class Server:
             if self.answers_heartbeats:
                 await peer.send(Frame(heartbeat_ack=True, heard=frame.heartbeat.number))
         self.drained = self.drained or frame.drain
+        self.starts += [frame.start] if frame.start is not None else []
 
     async def _take_stream(self, name: str, receive: Any, send: Any) -> None:
         await receive()

@@ -139,10 +139,10 @@ def node_reboot(
     quiet_now = quiet or not (detach or dry_run)
     status = _tell(answer, "is to be rebooted", json=json, quiet=quiet_now, dry_run=dry_run)
     if not (detach or dry_run):
-        _follow(app, answer, lambda node: node.going is None, quiet=quiet)
+        _follow(app, answer, lambda node: node.going is None and node.state.value != "starting", quiet=quiet)
         for one in answer:
             node = app.client.node(one.name) if one.code is None else None
-            if node is not None and node.state.value == "draining":
+            if node is not None and node.state.value in ("draining", "start_failed"):
                 last = next((change.why for change in reversed(node.history) if change.why), "")
                 say(f"geres: {one.name}: {last}")
                 status = status or 1

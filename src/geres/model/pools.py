@@ -14,7 +14,7 @@ _MOST_SECONDS = 86_400.0
 _MOST_BYTES = 256 << 10
 
 
-class StartTask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class StartTask(Struct, frozen=True, kw_only=True):
     """What each node of a pool runs, once a boot, before it takes tasks; as the agent's own account."""
 
     command: list[str] | None = None  #: an argv
@@ -24,8 +24,8 @@ class StartTask(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     time_limit_seconds: float = 600.0  #: of each try
 
 
-class KnownStartTask(StartTask, frozen=True, kw_only=True, forbid_unknown_fields=False):
-    """As it stands in a store, where a newer version may have written more."""
+class SetStartTask(StartTask, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """As people write it."""
 
 
 class Pool(Struct, kw_only=True):
@@ -41,7 +41,7 @@ class Pool(Struct, kw_only=True):
 class PoolPatch(Struct, omit_defaults=True, kw_only=True, forbid_unknown_fields=True):
     """Body of PATCH /v1/pools/{name}.  What is left out stays."""
 
-    start_task: StartTask | UnsetType | None = UNSET  #: null takes it away
+    start_task: SetStartTask | UnsetType | None = UNSET  #: null takes it away
     create: bool = False  #: make the pool where it is not there
     dry_run: bool = False  #: only say what would be
 

@@ -165,11 +165,11 @@ class Manager:
 
         Refused with Changed where somebody else changed the pool since it had this `version`.
         """
-        body = pool_model.PoolPatch(start_task=start_task, create=create, dry_run=dry_run)
+        body = {"create": create, "dry_run": dry_run}
         answer = self.transport.call(
             "PATCH",
             f"/v1/pools/{path_part(name)}",
-            msgspec.json.encode(body),
+            msgspec.json.encode(body if start_task is UNSET else {**body, "start_task": start_task}),
             headers={"If-Match": "*" if version is None else f'"{version}"'},
         )
         return msgspec.json.decode(answer, type=pool_model.Pool)

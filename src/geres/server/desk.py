@@ -81,7 +81,10 @@ class Desk:
         order = self.start.order
         if order is None or report.digest != order.digest or report.state not in ("done", "failed"):
             return False
-        self.start, self.start_to_store = after_report(order, report), report
+        start = after_report(order, report)
+        if start == self.start:
+            return False
+        self.start, self.start_to_store = start, report
         self.open_or_close()
         return True
 

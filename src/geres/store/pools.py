@@ -14,7 +14,7 @@ from geres.model import pools as model
 from geres.model.callers import RANK, Caller
 from geres.model.ids import check_name
 from geres.model.nearest import did_you_mean
-from geres.model.pools import KnownStartTask, Pool, PoolPatch, StartTask
+from geres.model.pools import Pool, PoolPatch, StartTask
 from geres.model.states import NodeState
 from geres.model.units import rfc3339
 from geres.model.wire import StartOrder, StartReport
@@ -103,7 +103,7 @@ def _settings(row: Row) -> dict[str, Any]:
 def _start_task(row: Row) -> StartTask | None:
     found = _settings(row).get("start_task")
     try:
-        return None if found is None else msgspec.convert(found, KnownStartTask)
+        return None if found is None else msgspec.convert(found, StartTask)
     except msgspec.MsgspecError as error:
         raise Conflict(
             f"the start task of the pool {row['name']} cannot be read: {error};"
