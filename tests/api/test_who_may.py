@@ -47,6 +47,9 @@ BODIES: dict[str, Any] = {
     "POST /v1/nodes:restart": {"names": [NODE]},
     "PATCH /v1/pools/{name}": {"start_task": {"command": ["true"]}},
     "PUT /v1/quotas": {"user": USER, "running": 1},
+    "POST /v1/webhooks": {"url": "https://third.example/ends"},
+    "POST /v1/webhooks/{webhook_id}/test": {},
+    "DELETE /v1/webhooks/{webhook_id}": {},
     "POST /v1/join-tokens": {},
     "POST /v1/join-tokens/{token}/revoke": {},
     "POST /v1/tenants": {"name": "third"},
@@ -71,6 +74,7 @@ OWN = {
     ),
     *("GET /v1/audit", "GET /v1/join-tokens", "GET /v1/quotas", "GET /v1/pools"),
     *("POST /v1/users", "POST /v1/join-tokens"),
+    *("GET /v1/webhooks", "POST /v1/webhooks"),
 }
 #: With things of the other tenant in the query or the body, and what they answer a stranger all the same.
 QUERIES = {
@@ -115,7 +119,10 @@ class World:
     def __init__(self, api: Api) -> None:
         self.api = api
         with closing(sqlite3.connect(api.home / "geres.db", timeout=10)) as db:  # ids that nothing else has
-            db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('job', 7000), ('token', 5000)")
+            db.execute(
+                "INSERT INTO sqlite_sequence (name, seq) VALUES ('job', 7000), ('token', 5000),"
+                " ('subscription', 6000)"
+            )
             db.commit()
         self.zebra, self.okapi = self._tenant("zebra"), self._tenant("okapi")
         self.viewer = self._user("zebra", "zebra-vic", "viewer")
@@ -138,6 +145,8 @@ class World:
         for tenant in self.agents:  # nothing is to move by itself any more
             while self._as(tenant, "GET", f"/v1/nodes/{tenant}-node")["state"] != "running":
                 threading.Event().wait(0.02)
+        hook = {"url": f"https://{SECRET}.example/ends", "states": ["skipped"]}
+        self.webhook = self._as("zebra", "POST", "/v1/webhooks", hook)["id"]
 
     agents: dict[str, Agent]
 
@@ -180,7 +189,11 @@ class World:
     def things(self, prefix: str = "zebra") -> dict[str, str]:
         """What is asked for."""
         found = {"job": self.job, "task": self.waiting, "node": f"{prefix}-node", "user": f"{prefix}-ann"}
-        return found | {"token": f"{prefix}-vic-token", "tenant": prefix, "pool": f"{prefix}-pool"}
+        return (
+            found
+            | {"token": f"{prefix}-vic-token", "tenant": prefix, "pool": f"{prefix}-pool"}
+            | {"webhook": self.webhook}
+        )
 
     def nothing(self) -> dict[str, str]:
         """The same, of which there is none."""
@@ -192,6 +205,7 @@ class World:
             "token": "quagg-vic-token",
             "tenant": "quagg",
             "pool": "quagg-pool",
+            "webhook": "9002",
         }
 
     def routes(self) -> list[str]:
@@ -206,7 +220,7 @@ class World:
             noun = path.split("/")[2].removesuffix("s")
             path = path.replace("{name}", things[noun])
         path = path.replace("{task_id}", things["task"]).replace("{job_ref}", things["job"])
-        path = path.replace("{token}", things["token"])
+        path = path.replace("{token}", things["token"]).replace("{webhook_id}", things["webhook"])
         assert "{" not in path, f"{route}: say here what to ask it with"
         body = BODIES.get(route.partition("?")[0])
         text = None if body is None else _fill(json.dumps(body), things).encode()
