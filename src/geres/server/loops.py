@@ -13,7 +13,19 @@ import anyio.to_thread
 from geres.api.context import Context
 from geres.blobs.folder import is_unfinished, parse_output_key
 from geres.server.clock import JUMP_US, Clock, wall_us
-from geres.store import arrays, audit, ends, jobs, joining, migrate, servers, tokens, upkeep, webhooks
+from geres.store import (
+    arrays,
+    audit,
+    ends,
+    jobs,
+    joining,
+    migrate,
+    servers,
+    task_edits,
+    tokens,
+    upkeep,
+    webhooks,
+)
 from geres.store.database import Order
 
 log = logging.getLogger("geres.server")
@@ -92,6 +104,13 @@ class JobEnder:
                 waiters.task_ended(freed.task_ids)
                 waiters.job_changed(freed.jobs)
             if freed.freed:
+                self._context.dispatcher.ring()
+        if todo.to_revive:
+            revived, more_here = await db.run_as(Order.LOOP, task_edits.revive, now_us=clock())
+            more = more or more_here
+            waiters.task_ended(revived.task_ids)
+            waiters.job_changed(revived.jobs)
+            if revived.queued:
                 self._context.dispatcher.ring()
         return more
 

@@ -40,6 +40,7 @@ class Todo(NamedTuple):
     over_time: bool
     to_end: bool
     to_free: bool  #: tasks wait for tasks or jobs that have ended
+    to_revive: bool  #: tasks were skipped for others that run again
 
 
 class JobDetailQuery(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -381,6 +382,7 @@ def todo(tx: Tx, *, now_us: int, limit: int = 100) -> Todo:
         over_time=bool(ids("jobs_over_time", 1, now_us=now_us)),
         to_end=bool(ids("jobs_to_end", 1)),
         to_free=bool(ids("jobs_with_done_children", 1) or ids("parents_to_free", 1)),
+        to_revive=bool(ids("reviving", 1)),
     )
 
 

@@ -2,9 +2,9 @@
 
 A migration is one text for both databases (types are translated), or two.  `NNNN.name.sql` is applied at
 once, while servers with older code may be at work: it only adds, with defaults; `NNNN.name.postgres.sql` is
-what follows it on PostgreSQL alone.  `NNNN.name.after.sql` is for what older code would stumble over (dropping,
-tightening) and is applied when no server with older code is there.  An applied file that was edited since is refused, and so is a database that a newer program has
-migrated.
+what follows it on PostgreSQL alone.  `NNNN.name.after.sql` is for what older code would stumble over
+(dropping, tightening) and is applied when no server with older code is there.  An applied file that was
+edited since is refused, and so is a database that a newer program has migrated.
 """
 
 from __future__ import annotations

@@ -16,13 +16,14 @@ from geres.errors import Conflict, GeresError, Invalid, NameTaken
 from geres.model import demand as demands
 from geres.model.callers import Caller
 from geres.model.expressions import node_matcher
-from geres.model.ids import show_task
+from geres.model.ids import job_of, number_of, show_task, task_key
 from geres.model.specs import check_priority, check_spec
 from geres.model.states import JobState, TaskState
 from geres.model.tasks import Acted, EditTasks, Retry, TaskSpec
 from geres.model.units import parse_time
 from geres.store import show
-from geres.store.database import Row, Tx
+from geres.store.database import Row, Tx, batch
+from geres.store.ends import CHILDREN_AT_ONCE, counts_as_success
 from geres.store.sharing import lane_of, pool_of, spec_id_of
 from geres.store.task_actions import Done, in_order, lock, refuse
 
@@ -158,7 +159,7 @@ def rerun(
     """Queue tasks again that have ended: the same task, its next attempt, fresh retry counts.
 
     Those with parents that have not ended wait for them.  Their jobs are open again, and tasks that were
-    skipped for them wait again.  Earlier results stay.
+    skipped for them wait again; where those are very many, `revive` sees to them.  Earlier results stay.
     """
     done = Done()
     rows = []
@@ -176,9 +177,7 @@ def rerun(
     blocked = _with_free_ids(tx, _skipped_for(tx, ids), own_ids)
     _reopen_jobs(tx, rows + blocked, now_us)
     tx.run("rerun_tasks", task_ids=ids, now_us=now_us)
-    if blocked:
-        tx.run("block_again", task_ids=[row["id"] for row in blocked], now_us=now_us)
-    _wait_again(tx, [row["id"] for row in blocked])
+    _block_again(tx, [row["id"] for row in blocked], now_us)
     tx.run("wait_for_open_parents", task_ids=ids)
     tx.run("count_parents", task_ids=ids)
     tx.run("block_with_parents", task_ids=ids)
@@ -225,10 +224,11 @@ def _skipped_for(tx: Tx, keys: list[int]) -> list[Row]:
     One that was skipped for another parent too, which still stands, stays skipped.
     """
     again: dict[int, Row] = {}
-    news = keys
+    news, left = keys, CHILDREN_AT_ONCE
     while news:
-        children = tx.all("skipped_children", task_ids=news)
-        children += tx.all("skipped_children_of_jobs", task_ids=news)
+        tasks, jobs, left = _of_few_children(tx, news, left)
+        children = tx.all("skipped_children", task_ids=tasks) if tasks else []
+        children += tx.all("skipped_children_of_jobs", job_ids=jobs) if jobs else []
         rows = {row["id"]: row for row in children if row["id"] not in again and row["id"] not in keys}
         stay = _still_doomed(tx, list(rows), {*keys, *again, *rows}) if rows else set()
         fresh = {key: row for key, row in rows.items() if key not in stay}
@@ -244,9 +244,73 @@ def _still_doomed(tx: Tx, children: list[int], coming_back: set[int]) -> set[int
     }
 
 
-def _wait_again(tx: Tx, children: list[int]) -> None:
-    """Count anew what these tasks wait for."""
+def _of_few_children(tx: Tx, keys: list[int], left: int) -> tuple[list[int], list[int], int]:
+    """Of these tasks and their jobs, those with children, `left` in all; and how many may be looked at yet.
+
+    The others are noted.
+    """
+    jobs = sorted({job_of(key) for key in keys})
+    counts = [(key, int(n)) for key, n in tx.rows("count_children", task_ids=sorted(keys))]
+    counts += [(task_key(job_id, 0), int(n)) for job_id, n in tx.rows("count_children_of_jobs", job_ids=jobs)]
+    few, many = [], []
+    for key, count in sorted(counts, key=lambda found: found[1]):
+        if count <= left:
+            few.append(key)
+            left -= count
+        else:
+            many.append(key)
+    if many:
+        tx.run("revive_later", batch=batch([key] for key in sorted(many)))
+    return [key for key in few if number_of(key)], [job_of(key) for key in few if not number_of(key)], left
+
+
+def revive(tx: Tx, *, now_us: int) -> tuple[Done, bool]:
+    """Let a piece of the tasks wait again that were skipped for one that runs again, or has run again by now.
+
+    Returns what was done, and whether there are more.
+    """
+    for parent, after in tx.rows("parents_to_revive", limit=1):
+        if not _may_revive(tx, parent):
+            tx.run("forget_reviving", parent_key=parent)
+            return Done(), True
+        if number_of(parent):
+            rows = tx.all("some_skipped_children", task_id=parent, after=after, limit=CHILDREN_AT_ONCE)
+        else:
+            rows = tx.all(
+                "some_skipped_children_of_job", job_id=job_of(parent), after=after, limit=CHILDREN_AT_ONCE
+            )
+        if len(rows) < CHILDREN_AT_ONCE:
+            tx.run("forget_reviving", parent_key=parent)
+        else:
+            tx.run("revived_up_to", parent_key=parent, after=rows[-1]["id"])
+        stay = _still_doomed(tx, [row["id"] for row in rows], {parent}) if rows else set()
+        claimed: set[tuple[int, str]] = set()
+        again = _with_free_ids(tx, [row for row in rows if row["id"] not in stay], claimed)
+        again += _with_free_ids(tx, _skipped_for(tx, [row["id"] for row in again]), claimed) if again else []
+        again = list({row["id"]: row for row in again}.values())
+        _reopen_jobs(tx, again, now_us)
+        ids = [row["id"] for row in again]
+        _block_again(tx, ids, now_us)
+        if ids:
+            tx.run("queue_at_once", task_ids=ids, now_us=now_us)
+            tx.run("wake_lanes_of_tasks", task_ids=ids)
+        return Done(task_ids=ids, jobs={job_of(key) for key in ids}, queued=bool(ids)), True
+    return Done(), False
+
+
+def _may_revive(tx: Tx, parent: int) -> bool:
+    """False where the task, or the job, has failed once more meanwhile, or is gone."""
+    if not number_of(parent):
+        return tx.value("job_has_failed", job_id=job_of(parent)) is None
+    rows = tx.rows("lock_parent_tasks", task_ids=[parent])
+    return bool(rows) and (not TaskState(rows[0][2]).final or counts_as_success(rows[0][2], rows[0][3]))
+
+
+def _block_again(tx: Tx, children: list[int], now_us: int) -> None:
+    """Let these tasks, which were skipped, wait again for what has not ended."""
     if children:
+        tx.rows("lock_parents_of", task_ids=children)  # so that none of them ends unseen
+        tx.run("block_again", task_ids=children, now_us=now_us)
         tx.run("undo_dependencies", task_ids=children)
         tx.run("count_parents", task_ids=children)
 

@@ -42,11 +42,55 @@ SELECT t.id, t.job_id, t.state, t.own_id FROM task t
 
 -- name: skipped_children_of_jobs
 SELECT t.id, t.job_id, t.state, t.own_id FROM task t
- WHERE t.id IN (SELECT child_id FROM dependency
-                 WHERE parent_job_id IN (SELECT job_id FROM task WHERE id IN ids(:task_ids)))
+ WHERE t.id IN (SELECT child_id FROM dependency WHERE parent_job_id IN ids(:job_ids))
    AND t.state = 'skipped' AND t.reason = 'parent_failed'
  ORDER BY t.id
 /* for update */
+
+-- name: count_children
+SELECT parent_task_id, count(*) FROM dependency WHERE parent_task_id IN ids(:task_ids) GROUP BY parent_task_id
+
+-- name: count_children_of_jobs
+SELECT parent_job_id, count(*) FROM dependency WHERE parent_job_id IN ids(:job_ids) GROUP BY parent_job_id
+
+-- name: revive_later
+INSERT INTO reviving (parent_key, after_child_id)
+SELECT CAST(batch.value->>0 AS BIGINT), 0 FROM json_each(:batch) AS batch WHERE 0 = 0
+ON CONFLICT (parent_key) DO UPDATE SET after_child_id = 0
+
+-- name: reviving
+SELECT parent_key FROM reviving ORDER BY parent_key LIMIT :limit
+
+-- name: parents_to_revive
+SELECT parent_key, after_child_id FROM reviving ORDER BY parent_key LIMIT :limit
+/* skip locked */
+
+-- name: revived_up_to
+UPDATE reviving SET after_child_id = :after WHERE parent_key = :parent_key
+
+-- name: forget_reviving
+DELETE FROM reviving WHERE parent_key = :parent_key
+
+-- name: some_skipped_children
+-- Of a task, or of a job; the other one is 0.
+SELECT t.id, t.job_id, t.state, t.own_id FROM dependency d JOIN task t ON t.id = d.child_id
+ WHERE d.parent_task_id = :task_id AND d.child_id > :after
+   AND t.state = 'skipped' AND t.reason = 'parent_failed'
+ ORDER BY d.child_id LIMIT :limit
+/* for update */
+
+-- name: some_skipped_children_of_job
+SELECT t.id, t.job_id, t.state, t.own_id FROM dependency d JOIN task t ON t.id = d.child_id
+ WHERE d.parent_job_id = :job_id AND d.child_id > :after
+   AND t.state = 'skipped' AND t.reason = 'parent_failed'
+ ORDER BY d.child_id LIMIT :limit
+/* for update */
+
+-- name: job_has_failed
+-- All its tasks have ended, and not all of them well.
+SELECT 1 FROM job
+ WHERE id = :job_id AND failed + cancelled + skipped > 0
+   AND task_count + array_total - array_done = succeeded + failed + cancelled + skipped
 
 -- name: bad_parents_of
 SELECT d.child_id, d.parent_task_id FROM dependency d JOIN task p ON p.id = d.parent_task_id
