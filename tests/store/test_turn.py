@@ -10,7 +10,7 @@ import pytest
 from geres.errors import Invalid, JobFinished, NameTaken
 from geres.model.states import TaskState
 from geres.model.tasks import Retry, TaskRow, TaskSpec
-from geres.store import ends, jobs, nodes, submit, task_actions
+from geres.store import ends, jobs, nodes, submit, task_actions, upkeep
 from geres.store.database import Tx
 from geres.store.invariants import check_invariants
 from geres.store.turn import Candidate, Gathered, Placement, turn
@@ -178,6 +178,28 @@ def test_what_is_to_be_kept_for_its_node_is_given_to_nobody_while_that_is_away(
         assert [held.id for held in again.held] == [key(task)]
         world.turn(again, 0, ended=[ended(task, 1)])
         assert world.state(task) is TaskState.SUCCEEDED
+
+
+def test_no_retry_waits_for_a_time_to_come_again_after_a_clock_was_set_back(world: World) -> None:
+    waiting, held = world.submit(2, retry=Retry(most=1, delay_seconds=10))
+    begun = world.now_us
+    [timed] = world.submit(retry=Retry(most=1, delay_seconds=10))
+    node = world.connect()
+    world.assign(node, 1)
+    world.turn(node, 0, ended=[ended(waiting, 1, "failed", reason="exit", exit_code=1)])
+    before = world.task(waiting)["not_before_at"]
+    world.now_us += 3600 * SECOND
+    world.assign(node)
+    world.turn(node, 0, ended=[ended(one, 1, "failed", reason="exit", exit_code=1) for one in (held, timed)])
+    world.db.call(task_actions.hold, world.ann, [key(held)], now_us=world.now_us)
+    world.now_us = begun + SECOND
+
+    assert not world.db.call(upkeep.shorten_retries, now_us=world.now_us)
+
+    world.db.call(task_actions.release, world.ann, [key(held)], now_us=world.now_us)
+    assert world.state(held) is TaskState.QUEUED
+    assert world.db.call(upkeep.wake, now_us=world.now_us) == [key(timed)]
+    assert (world.state(waiting), world.task(waiting)["not_before_at"]) == (TaskState.BLOCKED, before)
 
 
 def test_what_was_kept_for_a_node_is_given_away_when_that_is_removed(world: World) -> None:

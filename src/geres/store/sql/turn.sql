@@ -283,14 +283,16 @@ UPDATE task
  WHERE id IN ids(:task_ids) AND state = 'blocked' AND waits_on = 0 AND not_before_at <= :now_us
 
 -- name: retries_from_a_time_to_come
--- Tasks that wait for a retry since a moment that has not come: a clock was set back meanwhile.
+-- Tasks that wait for a retry after an attempt that ends only in the future: a clock was set back meanwhile.
 SELECT id FROM task
- WHERE state = 'blocked' AND waits_on = 0 AND not_before_at > :now_us AND state_since > :now_us AND attempt > 0
+ WHERE state IN ('blocked', 'held') AND attempt > 0 AND not_before_at > :now_us
+   AND EXISTS (SELECT 1 FROM attempt
+                WHERE attempt.task_id = task.id AND attempt.attempt = task.attempt AND attempt.ended_at > :now_us)
  ORDER BY id LIMIT :limit
 /* skip locked */
 
 -- name: retry_now
-UPDATE task SET not_before_at = :now_us WHERE id IN ids(:task_ids) AND state = 'blocked'
+UPDATE task SET not_before_at = :now_us WHERE id IN ids(:task_ids) AND state IN ('blocked', 'held')
 
 -- name: next_wake
 SELECT min(not_before_at) FROM task WHERE state = 'blocked' AND waits_on = 0
