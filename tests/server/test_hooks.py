@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any, cast
 
+import anyio
 import psutil
 import pytest
 
+from geres.errors import StoreUnavailable
 from geres.server import hooks
+from geres.server.attending import Attendant
+from geres.store.node_actions import Silent
 from tests.agent.world import until
+from tests.api.world import Agent, Api
 
 
 def command(folder: Path, text: str) -> str:
@@ -52,3 +58,44 @@ async def test_of_endless_output_the_last_is_kept(tmp_path: Path, caplog: pytest
         assert await hooks.run("kickstart", command(tmp_path, text), "n1", {}) is None
     assert len(caplog.text) < 10_000
     assert "the end" in caplog.text
+
+
+def test_a_hook_that_hangs_holds_up_no_loop(tmp_path: Path) -> None:
+    """As `ssh` does to a machine that is dead; a loop that does not come round makes the server not ready."""
+    pids = tmp_path / "pids"
+    hook = command(tmp_path, f"echo $$ > {pids}; exec sleep 1000")
+    with Api(tmp_path / "home", lease_seconds=3, hooks={"kickstart": hook}) as api:
+        Agent(api).close()
+        until(lambda: pids.exists() and pids.read_text().endswith("\n"), 30)
+
+        def rounds() -> int:
+            loops = api.get("/v1/debug/state")["loops"]
+            return next(loop["rounds"] for loop in loops if loop["name"] == "silent nodes")
+
+        before = rounds()
+        until(lambda: rounds() > before + 1, 30)
+        assert psutil.pid_exists(int(pids.read_text()))
+    assert not psutil.pid_exists(int(pids.read_text()))
+
+
+async def test_a_store_that_is_away_while_a_hook_is_noted_ends_no_server(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    attendant = Attendant(cast("Any", None), cast("Any", None), {}, lease_seconds=15)
+    node = Silent(1, "n1", 0, 0, None, "n1")
+    tries = []
+
+    async def note(node: Silent) -> None:
+        tries.append(node)
+        raise StoreUnavailable("the database does not answer")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(attendant.run)
+        await anyio.wait_all_tasks_blocked()
+        for _ in range(2):
+            attendant._begin(note, node)
+            attendant._begin(note, node)  # it waits for its turn already
+            await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    assert tries == [node, node]
+    assert "does not answer" in caplog.text

@@ -80,11 +80,11 @@ def test_a_node_is_removed_when_no_task_is_on_it_and_stays_out(world: World) -> 
     (task,) = world.submit()
     world.assign(node)
     act(world, "remove", "n1")
-    (wish,) = going(world)
-    assert send_off(world, wish) == set()
-    assert not begin(world, wish)
+    assert going(world) == []  # there is nothing to do now
 
     world.turn(node, 0, ended=[ended(task, 1)])
+    (wish,) = going(world)
+    assert send_off(world, wish) == set()
     assert begin(world, wish)
     assert not begin(world, wish)
     assert going(world) == []
@@ -96,6 +96,20 @@ def test_a_node_is_removed_when_no_task_is_on_it_and_stays_out(world: World) -> 
     act(world, "undrain", "n1")
     assert not world.connect().draining
     assert len(world.db.call(node_list.list_nodes, world.ann)) == 1
+
+
+def test_nodes_that_wait_for_long_tasks_do_not_hide_the_others(world: World) -> None:
+    for number, running in ((1, "wait"), (2, "requeue"), (3, "wait")):
+        node = world.connect(f"n{number}")
+        if number < 3:
+            world.submit()
+            world.assign(node)
+        act(world, "remove", f"n{number}", running=running)
+    found = world.db.call(node_actions.going, limit=2)
+    assert [wish.name for wish in found] == ["n2", "n3"]
+    assert not world.db.call(node_actions.begin, found[0], now_us=world.now_us)
+    send_off(world, found[0])
+    assert [wish.name for wish in going(world)] == ["n3"]  # n2 was told, and its task is on the way out
 
 
 @pytest.mark.parametrize(
@@ -181,6 +195,29 @@ def test_a_silent_node_is_kicked_once_per_try_at_growing_intervals(world: World)
 
     world.now_us += 3600 * SECOND
     assert silent(world) == []  # given up
+
+
+def test_nodes_that_were_tried_lately_do_not_hide_the_others(world: World) -> None:
+    world.connect("n1")
+    world.connect("n2")
+    world.now_us += LEASE_US + SECOND
+    world.lose()
+    world.now_us += 10 * SECOND
+    for _ in range(3):
+        node = next(node for node in silent(world) if node.name == "n1")
+        kick(world, node)
+        world.now_us += 125 * SECOND
+    kick(world, next(node for node in silent(world) if node.name == "n1"))
+    world.now_us += 60 * SECOND
+    found = world.db.call(
+        node_actions.silent,
+        silent_us=20 * SECOND,
+        again_us=30 * SECOND,
+        give_up_us=3600 * SECOND,
+        now_us=world.now_us,
+        limit=1,
+    )
+    assert [node.name for node in found] == ["n2"]
 
 
 def test_a_node_that_was_heard_again_begins_with_the_first_try(world: World) -> None:

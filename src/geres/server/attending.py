@@ -1,14 +1,19 @@
-"""Sees operators' wishes for nodes through: removing, rebooting, reviving; on any number of servers."""
+"""Sees operators' wishes for nodes through: removing, rebooting, reviving; on any number of servers.
+
+Hooks run beside the loops: one that hangs, as with a machine that is dead, must hold up nobody.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from geres.api.context import Context
+from geres.errors import StoreUnavailable
 from geres.model.units import parse_duration
 from geres.server import hooks
 from geres.server.dispatcher import Dispatcher
@@ -20,6 +25,7 @@ log = logging.getLogger("geres.attending")
 
 _MISSED_HEARTBEATS = 4
 _MOST_HOOKS = 8  #: that run at once on this server
+_AGAIN_SECONDS = 2.0
 
 
 class Attendant:
@@ -39,12 +45,19 @@ class Attendant:
         self._silent_us = int(lease_seconds / 3 * _MISSED_HEARTBEATS * 1e6)
         self._again_us = int(lease_seconds * 2 * 1e6)
         self._give_up_us = int(parse_duration(commands.get("give_up", "1h"), "give_up") * 1e6)
+        self._group: TaskGroup | None = None
+        self._limiter = anyio.CapacityLimiter(_MOST_HOOKS)
+        self._busy: set[int] = set()  #: nodes whose hook runs here, or waits for its turn
+
+    async def run(self) -> None:
+        """Run hooks until cancelled, which ends them."""
+        async with anyio.create_task_group() as self._group:
+            await anyio.sleep_forever()
 
     async def step(self) -> bool:
         """Go on with the nodes that are to go.  True where more tasks have to be asked to leave."""
         db, clock = self._context.db, self._context.clock
         more = False
-        rebooting = []
         for node in await db.read(node_actions.going):
             done = await db.run_as(Order.LOOP, node_actions.send_off, node, now_us=clock())
             if done.asked_nodes:
@@ -54,9 +67,7 @@ class Attendant:
                 if node.going.startswith("remove"):
                     self._say_goodbye(node)
                 else:
-                    rebooting.append(node)
-        if rebooting:
-            await self._each(self._reboot, rebooting)
+                    self._begin(self._reboot, node)
         return more
 
     async def revive_step(self) -> bool:
@@ -70,21 +81,23 @@ class Attendant:
             give_up_us=self._give_up_us,
             now_us=self._context.clock(),
         )
-        if nodes:
-            await self._each(self._kick, nodes)
+        for node in nodes:
+            self._begin(self._kick, node)
         return False
 
-    async def _each(self, work: Callable[[Any], Awaitable[None]], nodes: Sequence[Going | Silent]) -> None:
-        """Work on all of them, some at once: one whose hook hangs does not hold up the others."""
-        limiter = anyio.CapacityLimiter(_MOST_HOOKS)
+    def _begin(self, work: Callable[[Any], Awaitable[None]], node: Going | Silent) -> None:
+        if self._group is not None and node.id not in self._busy:
+            self._busy.add(node.id)
+            self._group.start_soon(self._one, work, node)
 
-        async def one(node: Going | Silent) -> None:
-            async with limiter:
+    async def _one(self, work: Callable[[Any], Awaitable[None]], node: Going | Silent) -> None:
+        try:
+            async with self._limiter:
                 await work(node)
-
-        async with anyio.create_task_group() as group:
-            for node in nodes:
-                group.start_soon(one, node)
+        except StoreUnavailable as error:
+            log.warning("node %s: %s; its hook has another try", node.name, error)
+        finally:
+            self._busy.discard(node.id)
 
     def _say_goodbye(self, node: Going) -> None:
         log.info("node %s is removed", node.name, extra={"event": "node_removed", "node": node.name})
@@ -93,10 +106,14 @@ class Attendant:
 
     async def _reboot(self, node: Going) -> None:
         why = await hooks.run("reboot", self._commands.get("reboot", ""), node.name, _facts(node.host))
-        if why is not None:
-            await self._context.db.run_as(
-                Order.LOOP, node_actions.give_up, node, why, now_us=self._context.clock()
-            )
+        while why is not None:
+            try:
+                await self._context.db.run_as(
+                    Order.LOOP, node_actions.give_up, node, why, now_us=self._context.clock()
+                )
+                return
+            except StoreUnavailable:  # nobody else knows that it failed
+                await anyio.sleep(_AGAIN_SECONDS)
 
     async def _kick(self, node: Silent) -> None:
         clock = self._context.clock

@@ -300,6 +300,7 @@ class _Server:
         janitor = loops.Janitor(context, self._settings.retention_seconds)
         clock = loops.ClockKeeper(context, self._clock, lease)
         attendant = Attendant(context, dispatcher, self._settings.hooks, lease_seconds=lease)
+        group.start_soon(attendant.run)
         sending = Sending(context)
         if self._db.dialect == "postgres":
             group.start_soon(self._notifier().run)

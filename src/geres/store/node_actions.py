@@ -218,20 +218,16 @@ def silent(
     rows = tx.all(
         "silent_nodes",
         silent_us=now_us - silent_us,
-        again_us=now_us - again_us,
+        again_us=again_us,
         give_up_us=now_us - give_up_us,
+        now_us=now_us,
         limit=limit,
     )
-    found = [
+    return [
         Silent(
             *(row["id"], row["name"], row["kick_count"], row["heartbeat_at"], row["kicked_at"], _host_of(row))
         )
         for row in rows
-    ]
-    return [
-        node
-        for node in found
-        if node.kicked_at is None or now_us - node.kicked_at >= again_us << min(max(node.tries - 1, 0), 10)
     ]
 
 

@@ -11,8 +11,13 @@ SELECT n.id, n.name, n.state, n.draining, n.going, n.removed_at, n.server_id,
 UPDATE node SET draining = :draining, going = :going, going_why = :why, removed_at = NULL WHERE id = :node_id
 
 -- name: nodes_going
+-- Those with which there is something to do now: many may wait for long tasks, and must not hide the others.
 SELECT id, tenant_id, name, state, going, going_why, address, info FROM node
  WHERE going IN ('remove', 'remove:requeue', 'remove:terminate', 'reboot', 'reboot:requeue', 'reboot:terminate')
+   AND (NOT EXISTS (SELECT 1 FROM task WHERE task.node_id = node.id)
+        OR (going NOT IN ('remove', 'reboot')
+            AND EXISTS (SELECT 1 FROM task WHERE task.node_id = node.id
+                           AND (asked IS NULL OR asked NOT IN ('cancel', 'requeue')))))
  ORDER BY id LIMIT :limit
 
 -- name: unasked_on_node
@@ -50,9 +55,12 @@ UPDATE node SET going = NULL, going_why = NULL, draining = 0 WHERE id = :node_id
 RETURNING id
 
 -- name: silent_nodes
+-- The pause is doubled with each try, up to ten times.
 SELECT id, name, heartbeat_at, kicked_at, kick_count, address, info FROM node
  WHERE state = 'lost' AND removed_at IS NULL AND heartbeat_at <= :silent_us AND heartbeat_at > :give_up_us
-   AND (kicked_at IS NULL OR kicked_at <= :again_us)
+   AND (kicked_at IS NULL
+        OR :now_us - kicked_at >= :again_us << CAST(
+            CASE WHEN kick_count > 10 THEN 10 WHEN kick_count < 1 THEN 0 ELSE kick_count - 1 END AS INTEGER))
  ORDER BY id LIMIT :limit
 
 -- name: note_kick
