@@ -136,12 +136,16 @@ def test_a_run_survives_the_servers_death(make_cluster):
         assert running.stdout.read() == "b\n"
 
 
-def test_an_own_id_names_the_first_task_or_attaches_to_it(cluster, client):
-    first = client.submit(["sh", "-c", "sleep 1; exit 9"], id="mine")
+def test_an_own_id_names_the_first_task_or_attaches_to_it(cluster, client, tmp_path):
+    gate = tmp_path / "gate"
+    first = client.submit(["sh", "-c", f"until [ -e {gate} ]; do sleep 0.02; done; exit 9"], id="mine")
     refused = cluster.run("run", "--id", "mine", "true")
     assert refused.returncode == 125
     assert first.id in refused.stderr
-    assert cluster.run("run", "--id", "mine", "--if-exists", "attach", "true").returncode == 9
+    with cluster.popen("run", "--id", "mine", "--if-exists", "attach", "true") as attached:
+        assert first.id in attached.stderr.readline()
+        gate.touch()
+        assert attached.wait(30) == 9
 
 
 def test_submit_prints_one_id_and_nothing_else(cluster, client):
