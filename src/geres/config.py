@@ -24,7 +24,7 @@ from msgspec.structs import fields
 from geres.config_sources import Sources, nearest_file, users_file, working_folder
 from geres.errors import Invalid
 from geres.model.identity import provider_of
-from geres.model.ids import is_name, is_node_name
+from geres.model.ids import is_name, may_name_node
 from geres.model.units import parse_duration
 
 DEFAULT_PORT = 4470
@@ -231,10 +231,10 @@ class Config(Struct, frozen=True):
                 "agent.limit_factor",
                 f"{agent.limit_factor:g} would end tasks within their request; at least 1",
             )
-        if agent.name and not is_node_name(agent.name):
+        if agent.name and not may_name_node(agent.name):
             yield (
                 "agent.name",
-                f"{agent.name!r} cannot name a node; leave out blanks, commas, slashes and * ? [ ]",
+                f"{agent.name!r} cannot name a node; use letters, digits, dots, _ and - within",
             )
         if not is_name(agent.pool):
             yield "agent.pool", f"{agent.pool!r} cannot name a pool; use no dot and not only digits"

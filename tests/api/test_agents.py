@@ -233,6 +233,22 @@ def joined(api, node, **wanted):
     return secret
 
 
+@pytest.mark.parametrize(
+    ("facts", "field"),
+    [
+        ({"node": "-oProxyCommand=x"}, "node"),
+        ({"node": "n1;reboot"}, "node"),
+        ({"host": "-oProxyCommand=x"}, "host"),
+        ({"labels": {"ssh": "-oProxyCommand=x"}}, "labels.ssh"),
+    ],
+)
+def test_what_operators_programs_would_take_for_an_option_is_refused(api, facts, field):
+    error, code, _ = say(api, pack({"hello": HELLO | facts}))
+    assert error.startswith(f"{field}: ")
+    assert code == 1008
+    assert api.get("/v1/nodes") == []
+
+
 def hello_as(node, **facts):
     return pack({"hello": HELLO | {"node": node} | facts})
 

@@ -41,6 +41,14 @@ async def test_what_went_wrong_is_said(tmp_path: Path, caplog: pytest.LogCapture
     assert "cannot be run" in (await hooks.run("reboot", "'unclosed", "n1", {}) or "")
 
 
+async def test_what_a_node_says_of_itself_is_no_option_of_a_hook(tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    hook = command(tmp_path, f"touch {ran}")
+    for node, host in (("-oProxyCommand=x", "n1"), ("n1", "-oProxyCommand=x")):
+        assert "dash" in (await hooks.run("kickstart", hook, node, {"GERES_NODE_HOST": host}) or "")
+    assert not ran.exists()
+
+
 async def test_a_hook_that_hangs_is_ended_with_what_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,8 +154,9 @@ def test_an_unknown_number_is_not_found(world, number):
 
 def test_names_and_credentials_that_cannot_be_are_refused(world, make, join):
     make()
-    with pytest.raises(Invalid, match="cannot name a node"):
-        join("a b\n")
+    for name in ("a b\n", "-oProxyCommand=x", "$(id)", "n1;reboot", "n1`id`"):
+        with pytest.raises(Invalid, match="cannot name a node"):
+            join(name)
     body = Join(token=TOKEN, node="n1", credential="not a hash")
     with pytest.raises(Invalid, match="credential"):
         world.db.call(joining.join, body, address="", now_us=world.now_us)

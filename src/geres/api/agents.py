@@ -16,7 +16,7 @@ from geres.aio import Doorbell
 from geres.api.asgi import GONE, Message, Receive, Send, closing
 from geres.errors import GeresError
 from geres.model.callers import Caller
-from geres.model.ids import is_name, is_node_name
+from geres.model.ids import is_name, may_name_node
 from geres.model.wire import PROTOCOL, Frame, Hello, decode, encode
 
 log = logging.getLogger("geres.agents")
@@ -193,8 +193,11 @@ def _problem(hello: Hello) -> str | None:
     ):
         if not 0 <= value <= most:
             return f"{field}: {value} is not between 0 and {most}"
-    if not is_node_name(hello.node):
+    if not may_name_node(hello.node):
         return f"node: {hello.node[:80]!r} cannot name a node"
+    for field, host in (("host", hello.host), ("labels.ssh", hello.labels.get("ssh", ""))):
+        if host.startswith("-"):
+            return f"{field}: {host[:80]!r} is no address: it begins with a dash"
     for field, name in (("pool", hello.pool), *(("resources", name) for name in hello.resources)):
         if not is_name(name):
             return f"{field}: {name[:80]!r} cannot be a name"

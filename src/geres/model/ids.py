@@ -15,6 +15,7 @@ MOST_NUMBER = (1 << _NUMBER_BITS) - 1
 _MOST_JOBS = (1 << 31) - 1
 _TASK = re.compile(r"(\d{1,10})\.(\d{1,10})")
 _NAME = re.compile(r"[^\s.\x00-\x1f\x7f][^.\x00-\x1f\x7f]{0,199}")
+_SHELL = frozenset("\"'`$;|&<>(){}\\!#")
 _NODE = re.compile(r"[^\s/,*?\[\]\x00-\x1f\x7f]{1,200}")
 
 
@@ -81,6 +82,12 @@ def is_name(text: str) -> bool:
 def is_node_name(text: str) -> bool:
     """True for what can stand in lists of nodes, in paths and on a line; a host's name may have dots."""
     return _NODE.fullmatch(text) is not None
+
+
+def may_name_node(text: str) -> bool:
+    """True for what a new node may call itself: also no option and nothing that a shell would run, for
+    operators' hooks get the name."""
+    return is_node_name(text) and not text.startswith("-") and not _SHELL & set(text)
 
 
 def check_name(text: str, field: str = "name") -> str:

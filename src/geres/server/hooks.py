@@ -26,6 +26,8 @@ async def run(hook: str, command: str, node: str, facts: Mapping[str, str]) -> s
     `facts` are added to its environment, which has GERES_NODE too.  It is ended after two minutes, with all
     that it started in its process group.  What it prints goes to the log, the last of it.
     """
+    if any(text.startswith("-") for text in (node, *facts.values())):  # a program would take it for an option
+        return f"the hook {hook} is not run for {node!r}: the name or the address begins with a dash"
     env = {**os.environ, **facts, "GERES_NODE": node, "GERES_HOOK": hook}
     tail = bytearray()
     try:

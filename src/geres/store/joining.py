@@ -7,7 +7,7 @@ from typing import Any
 
 from geres.errors import Conflict, Invalid, NameTaken, NotFound, Unauthenticated
 from geres.model.callers import Caller
-from geres.model.ids import is_name, is_node_name
+from geres.model.ids import is_name, may_name_node
 from geres.model.joining import CreateJoinToken, Join, Joined, JoinToken, is_credential_hash
 from geres.model.units import rfc3339
 from geres.store import audit
@@ -109,7 +109,7 @@ def join(tx: Tx, wanted: Join, *, address: str, now_us: int) -> Joined:
     is free again when that one has stopped or is lost; the old credential is revoked then.
     Raises Unauthenticated for a join token that is not good, NameTaken, Invalid.
     """
-    if not is_node_name(wanted.node):
+    if not may_name_node(wanted.node):
         raise Invalid(f"node: {wanted.node[:80]!r} cannot name a node", field="node")
     if not is_credential_hash(wanted.credential):
         raise Invalid("credential: is no SHA-256 in hexadecimal digits", field="credential")
