@@ -95,13 +95,13 @@ class Outcome(StrEnum):
 
 class NodeState(StrEnum):
     CREATING = "creating"  #: a provider was asked for it
-    STARTING = "starting"  #: connected; its start task still runs
+    STARTING = "starting"  #: connected; the start task of its pool runs, and it takes no tasks
     IDLE = "idle"
     RUNNING = "running"
     DRAINING = "draining"  #: takes no new tasks
     OFFLINE = "offline"  #: said good-bye
     LOST = "lost"  #: its lease ended without a word
-    START_FAILED = "start_failed"
+    START_FAILED = "start_failed"  #: connected; its start task failed, and it takes no tasks
     LEAVING = "leaving"  #: a provider takes it away
 
 

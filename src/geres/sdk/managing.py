@@ -161,7 +161,7 @@ class Manager:
         create: bool = False,
         dry_run: bool = False,
     ) -> pool_model.Pool:
-        """Set what the pool's nodes run before they take tasks; None takes it away.
+        """Set what the pool's nodes run before they take tasks, a geres.model.pools.StartTask; None takes it away.
 
         Refused with Changed where somebody else changed the pool since it had this `version`.
         """
