@@ -1,6 +1,7 @@
 """`python -m tests.simulation`: SCHEDULES=n, one in ten on PostgreSQL, on all cpus; `SEED=n`: that one.
 
-STORE=sqlite or STORE=postgres is for that store alone.  Exit status 1, with its trace, where one fails.
+STORE=sqlite or STORE=postgres is for that store alone; with JUMPS=1 the clock is set in each schedule, else
+in one of four.  Exit status 1, with its trace, where one fails.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tests.simulation.simulation import Failed, Simulation
 
 _CHUNK = 100  #: schedules that share a database
 _ON_POSTGRES = 10  #: one in so many
+_JUMPS = True if os.environ.get("JUMPS") else None
 
 
 def run(store: str, first: int, count: int) -> str:
@@ -23,7 +25,7 @@ def run(store: str, first: int, count: int) -> str:
     with databases(store) as (db, folder):
         for seed in range(first, first + count):
             try:
-                Simulation(db, seed, folder).run()
+                Simulation(db, seed, folder, jumps=_JUMPS).run()
             except Failed as failed:
                 return str(failed)
     return ""

@@ -56,7 +56,7 @@ class Simulation(Fleet):
         store = self._db.dialect
         return (
             f"{lines}\n\nschedule {self._seed} on {store}, after {len(self.trace)} events: {kind}{error}\n"
-            f"again: SEED={self._seed} STORE={store} python -m tests.simulation"
+            f"again: SEED={self._seed} STORE={store}{' JUMPS=1' * self._jumps} python -m tests.simulation"
         )
 
     # what happens
