@@ -182,6 +182,17 @@ def test_u119_an_agent_is_restarted_and_its_tasks_keep_their_processes(make_clus
     assert attempts(cluster, task) == attempt
 
 
+def test_u119_a_supervisor_without_tasks_is_replaced_with_its_agent(make_cluster):
+    """So that it is of the release that is installed; one that has tasks stays, and they with it."""
+    cluster = make_cluster()
+    cluster.run("run", "true", check=True)
+    before = cluster.pid("supervisor")
+    cluster.run("restart", "agent", check=True)
+    assert cluster.run("run", "echo", "hi", check=True).stdout == "hi\n"
+    eventually(lambda: cluster.pid("supervisor") not in (before, None))
+    assert cluster.run("doctor", check=True).stdout == ""
+
+
 def has_begun_anew(client, name):
     return "the agent began anew" in [one.why for one in client.node(name).history]
 

@@ -206,6 +206,8 @@ async def _stop_in_order(stop: Stop, options: Options, node: Node, channel: Chan
     if stop.anew or options.leave_tasks:
         how = "beginning anew" if stop.anew else "stopping"
         log.info("%s; %d tasks stay with the supervisor", how, node.running_count)
+        node.link.send(("leave",))  # if it has none: the next one is of what is installed by then
+        await asyncio.sleep(0)
         return
     node.drain()
     channel.leave()
