@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
+from geres.model.callers import Caller
 from geres.store import nodes, servers
 from geres.store.database import Tx
 from geres.store.servers import Introduction
@@ -26,7 +29,7 @@ def bury(world: World, me: Introduction) -> list[str]:
 
 
 def shown(world: World, me: Introduction) -> list[tuple[str, int, bool]]:
-    found = world.db.call(servers.list_servers, me.id, now_us=world.now_us)
+    found = world.db.call(servers.list_servers, world.ann, me.id, now_us=world.now_us)
     return [(one.url, one.nodes, one.answers) for one in found]
 
 
@@ -42,6 +45,18 @@ def hold(world: World, node: nodes.Connected, me: Introduction) -> None:
 
 def lease_of(world: World, node: nodes.Connected) -> Any:
     return world.row("SELECT lease_until FROM node WHERE id = :id", id=node.node_id)["lease_until"]
+
+
+def test_a_tenant_counts_its_own_nodes_and_an_admin_all(world: World) -> None:
+    a = start(world, "http://a:1")
+    hold(world, world.connect(), a)
+    olga = Caller(world.tenant_id + 1, "other", "olga", "operator")
+
+    def count(caller: Caller) -> int:
+        return world.db.call(servers.list_servers, caller, a.id, now_us=world.now_us)[0].nodes
+
+    other = msgspec.structs.replace(world.ann, tenant_id=world.tenant_id + 1, home="default")
+    assert (count(world.ann), count(world.bob), count(olga), count(other)) == (1, 1, 0, 0)
 
 
 def test_servers_see_each_other_and_their_nodes(world: World) -> None:

@@ -22,7 +22,9 @@ from geres.store import servers
 async def list_servers(request: Request) -> list[Server]:
     """The servers that are there, by id; `answers` is true for the one that was asked."""
     context = request.context
-    return await context.db.read(servers.list_servers, context.server_id, now_us=context.clock())
+    return await context.db.read(
+        servers.list_servers, request.caller, context.server_id, now_us=context.clock()
+    )
 
 
 class BlobQuery(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -11,6 +11,6 @@ class Server(Struct, kw_only=True):
     id: str
     url: str  #: where the other servers reach it
     version: str
-    nodes: int  #: connected to it
+    nodes: int  #: of the tenant, for an admin of all, that are connected to it
     since: str
     answers: bool = False  #: this one has answered the request

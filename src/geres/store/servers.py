@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from geres.model.callers import Caller
 from geres.model.servers import Server
 from geres.model.units import rfc3339
 from geres.store.database import Tx
@@ -113,8 +114,12 @@ def _forget(tx: Tx, server_ids: list[int]) -> None:
     tx.run("drop_servers", server_ids=server_ids)
 
 
-def list_servers(tx: Tx, server_id: int, *, now_us: int) -> list[Server]:
-    """The servers that are there, by id; `server_id` is the one that is asked."""
+def list_servers(tx: Tx, caller: Caller, server_id: int, *, now_us: int) -> list[Server]:
+    """The servers that are there, by id; `server_id` is the one that is asked.
+
+    Nodes are those of the caller's tenant, for an admin of all.
+    """
+    tenant_id = None if caller.role == "admin" and not caller.home else caller.tenant_id
     return [
         Server(
             id=str(row["id"]),
@@ -124,7 +129,7 @@ def list_servers(tx: Tx, server_id: int, *, now_us: int) -> list[Server]:
             since=rfc3339(row["started_at"]) or "",
             answers=row["id"] == server_id,
         )
-        for row in tx.all("show_servers", server_id=server_id, now_us=now_us)
+        for row in tx.all("show_servers", server_id=server_id, tenant_id=tenant_id, now_us=now_us)
     ]
 
 

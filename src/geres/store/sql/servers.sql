@@ -20,7 +20,9 @@ SELECT id, url, secret, fingerprint FROM server WHERE lease_until > :now_us ORDE
 
 -- name: show_servers
 SELECT server.id, server.url, server.version, server.started_at,
-       (SELECT count(*) FROM node WHERE node.server_id = server.id) AS nodes
+       (SELECT count(*) FROM node
+         WHERE node.server_id = server.id
+           AND (CAST(:tenant_id AS BIGINT) IS NULL OR node.tenant_id = :tenant_id)) AS nodes
   FROM server
  WHERE server.lease_until > :now_us OR server.id = :server_id
  ORDER BY server.id
