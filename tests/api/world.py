@@ -188,6 +188,7 @@ class Agent:
         self.refused: str | None = None
         first = self._read(10)
         assert first.welcome is not None, first.error
+        self.welcome = first.welcome
 
     def send(self, frame: Frame) -> None:
         self._socket.send(encode(frame))

@@ -161,8 +161,9 @@ class Manager:
         create: bool = False,
         dry_run: bool = False,
     ) -> pool_model.Pool:
-        """Set what the pool's nodes run before they take tasks, a geres.model.pools.StartTask; None takes it away.
+        """Set what the pool's nodes run before they take tasks; None takes it away.
 
+        A `geres.model.pools.StartTask` has a `command` or a `shell` line, `env`, `retries`, a time limit.
         Refused with Changed where somebody else changed the pool since it had this `version`.
         """
         body = {"create": create, "dry_run": dry_run}
