@@ -68,7 +68,8 @@ def init(
         return
     say(f"settings:     {path}{'' if written else ' says so already'}")
     say(f"admin token:  {home / 'token'}, for this account alone")
-    say("next, start the service (without systemd: `geres up --detach`), and let the first machine join:")
+    up = f"geres{_chosen(home)} up --detach"
+    say(f"next, start the service (without systemd: `{up}`), and let the first machine join:")
     for one in commands:
         write_line(one)
 
@@ -126,5 +127,8 @@ def _home() -> Path:
 
 def _next_commands(home: Path) -> list[str]:
     user = "" if os.geteuid() == 0 else " --user"
-    chosen = "" if home == config.home() else f" --home {home}"
-    return [f"geres service install server{user}", f"geres{chosen} node join-token"]
+    return [f"geres service install server{user}", f"geres{_chosen(home)} node join-token"]
+
+
+def _chosen(home: Path) -> str:
+    return "" if home == config.home() else f" --home {home}"
