@@ -95,7 +95,7 @@ MUTANTS: dict[str, Mutant] = {
     ),
     "the node of a report is not looked at": lambda: source(turn, "_end", (" and task.node_id == node", "")),
     "the lease is not checked": lambda: source(
-        leases.Watch, "_length_us", ("return self._lease_us", "return 0"), ("return max(", "return min(0, ")
+        leases.Watch, "_length_us", ("return self._lease_us", "return 0"), ("return max(", "return 0 * max(")
     ),
     "the clock says when a lease ends": lambda: source(
         leases.Watch, "ended", ("if end <= now", "if (lease.until or end) <= self._clock()")

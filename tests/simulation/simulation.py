@@ -18,7 +18,7 @@ from tests.simulation.truth import Wrong
 
 _STEPS = 450  #: events before the fleet is left in peace
 _ROUNDS = 400  #: rounds of peace in which all must end
-_MISSED_ROUNDS = 80  #: in which a machine without power is lost: 20 s, of which the clock may take 10
+_MISSED_ROUNDS = 136  #: in which a machine without power is lost: 34 s, 10 to see the clock and four leases
 _MOST_LINES = int(os.environ.get("LINES", "150"))
 
 

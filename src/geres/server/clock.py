@@ -16,14 +16,17 @@ def wall_us() -> int:
 
 
 class Clock:
-    """Call it for the time in microseconds since 1970 UTC.  It goes back only by a `jump`."""
+    """Call it for the time in microseconds since 1970 UTC.
+
+    It goes back only by a `jump`, and shows no time twice: what is written anew is seen to be new.
+    """
 
     def __init__(self, now_us: int) -> None:
         self._offset = now_us - self._monotonic()
         self._last = 0
 
     def __call__(self) -> int:
-        self._last = max(self._last, self._monotonic() + self._offset)
+        self._last = max(self._last + 1, self._monotonic() + self._offset)
         return self._last
 
     def behind_us(self, now_us: int, *, waited_us: int = 0) -> int:
@@ -35,7 +38,7 @@ class Clock:
         return behind if behind > 0 else min(0, behind + waited_us)
 
     def follow(self, behind_us: int) -> None:
-        """Go on by so much; where that is backwards stand until the time has come."""
+        """Go on by so much; where that is backwards all but stand until the time has come."""
         self._offset += behind_us
 
     def jump(self, behind_us: int) -> None:

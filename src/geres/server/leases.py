@@ -15,6 +15,7 @@ from geres.store.database import Database, Order
 from geres.store.nodes import Lease
 from geres.store.servers import Introduction
 
+_MOST_LEASES = 4  #: of ours that another server is believed to have granted
 _START_LEASES = 2.0  #: an assignment that has not started after so many leases is taken back
 
 log = logging.getLogger("geres.leases")
@@ -45,7 +46,8 @@ class Watch:
         """Ours, or what a server with longer leases has granted."""
         if lease.until is None:
             return self._lease_us
-        return max(self._lease_us, lease.until - max(self._clock(), lease.heartbeat_at or 0))
+        granted_us = lease.until - max(self._clock(), lease.heartbeat_at or 0)
+        return max(self._lease_us, min(granted_us, _MOST_LEASES * self._lease_us))
 
 
 class Leases:

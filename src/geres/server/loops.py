@@ -205,8 +205,6 @@ class ClockKeeper:
     def __init__(self, context: Context, clock: Clock, lease_seconds: float) -> None:
         self._context, self._clock = context, clock
         self._lease_us = int(lease_seconds * 1e6)
-        #: Our clock may stand for as long, and renewals then say the same.
-        self._most_drift_us = min(JUMP_US, self._lease_us // 8)
         self._to_mend = 0  #: so often
 
     async def step(self) -> bool:
@@ -214,7 +212,7 @@ class ClockKeeper:
         now_us = await db.read(servers.store_time_us) or wall_us()
         waited_us = int((time.monotonic() - asked) * 1e6)
         behind = self._clock.behind_us(now_us, waited_us=waited_us)
-        if abs(behind) > self._most_drift_us:
+        if abs(behind) > JUMP_US:
             log.warning(
                 "the clock was set by %.1f s; all leases go on", behind / 1e6, extra={"event": "clock_jumped"}
             )
