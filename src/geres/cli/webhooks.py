@@ -90,8 +90,8 @@ def webhook_add(
     secret = None if secret_from is None else _secret(secret_from)
     made = app.client.create_webhook(
         url,
-        events=_words("event", events, EVENTS),
-        states=_words("state", states, STATES),
+        events=_words("events", events, EVENTS),
+        states=_words("states", states, STATES),
         job=job,
         secret=secret,
     )
@@ -105,13 +105,13 @@ def webhook_add(
     print_one(style, made, lines)
 
 
-def _words(option: str, text: str | None, known: tuple[str, ...]) -> list[str]:
+def _words(field: str, text: str | None, known: tuple[str, ...]) -> list[str]:
     """The words of a list; what is none is refused by the server, but for an empty list."""
     if text is None:
         return []
     words = [word.strip() for word in text.split(",") if word.strip()]
     if not words:
-        raise Invalid(f"{option}: names nothing; there are {', '.join(known)}", field=option)
+        raise Invalid(f"{field}: names nothing; there are {', '.join(known)}", field=field)
     return words
 
 
