@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from geres.config import load
-from geres.errors import Invalid
+from geres.errors import Denied, Invalid
 from geres.model.identity import provider_of
 from tests.api.world import Answer, Api
 
@@ -202,6 +202,20 @@ def test_claims_that_mean_nobody_here_are_denied(api: Api, provider: Provider) -
     assert whoami(api, provider.token(org="beta", groups=["strangers"])).good["role"] == "viewer"
     assert api.call("PATCH", "/v1/users/mia", {"disabled": True}, headers=beta).status == 200
     assert "disabled" in whoami(api, provider.token(org="beta")).error["message"]
+
+
+@pytest.mark.parametrize(
+    ("verified", "good"), [(True, True), ("true", True), (False, False), (None, False), (1, False)]
+)
+def test_an_email_names_somebody_only_where_it_was_verified(verified: Any, good: bool) -> None:
+    provider = provider_of({"issuer": "https://id.example", "audience": "geres", "user": "email"})
+    assert provider is not None
+    claims = {"email": "root@example.org"} | ({} if verified is None else {"email_verified": verified})
+    if good:
+        assert provider.identify(claims).user == "root@example.org"
+        return
+    with pytest.raises(Denied):
+        provider.identify(claims)
 
 
 def test_keys_are_cached_and_new_ones_are_found(api: Api, provider: Provider) -> None:

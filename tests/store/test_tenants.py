@@ -144,6 +144,11 @@ def test_nobody_manages_those_who_may_more(world: World) -> None:
         who(world, mias.token)
 
 
+def test_no_user_has_the_name_of_a_node(world: World) -> None:
+    told = refused(Invalid, world, tenants.create_user, caller(world, "admin"), CreateUser(name="node:n1"))
+    assert told.startswith("name: ")
+
+
 def test_a_user_has_so_many_good_tokens_and_no_more(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokens, "_MOST", 2)
     user(world, "mia", "user")

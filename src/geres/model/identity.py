@@ -40,8 +40,9 @@ class IdentityProvider(Struct, frozen=True):
     def identify(self, claims: Mapping[str, Any]) -> Identity:
         """What the claims of a good token mean.  Raises Denied where they say too little."""
         user = _text(claims, self.user)
-        if self.user == "email" and claims.get("email_verified") is False:
-            raise Denied("the email of this token is not verified, so it does not say who you are")
+        verified = claims.get("email_verified")
+        if self.user == "email" and verified is not True and verified != "true":
+            raise Denied("nobody has verified the email of this token, so it does not say who you are")
         tenant = self.tenant[1:] if self.tenant.startswith("=") else _text(claims, self.tenant)
         return Identity(tenant, user, self._role(claims))
 

@@ -144,7 +144,9 @@ def no_user(name: str) -> NotFound:
 
 
 def check_user_name(name: str) -> None:
-    """Raises Invalid for what could break a line; an address of mail is a good name."""
+    """Raises Invalid for what could break a line, or is that of a node; an address of mail is a good name."""
+    if name.startswith("node:"):
+        raise Invalid("name: node: stands before the names of nodes; choose another", field="name")
     if not (0 < len(name) <= _LONGEST_NAME and name.isprintable() and name == name.strip()):
         raise Invalid(f"name: use 1 to {_LONGEST_NAME} printable characters", field="name")
 
