@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import click
@@ -21,14 +21,23 @@ _EDITABLE = (
 )
 
 
+def _told(command: Callable[..., int]) -> Callable[..., int]:
+    """How what became of the tasks is told."""
+    for option in (
+        click.pass_obj,
+        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+        click.option("--json", is_flag=True, help="What became of each, as JSON."),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @ids_argument()
 @click.option("--signal", metavar="NAME", help="Only send this signal, like HUP or USR1.")
 @click.option("--force", is_flag=True, help="End it in the store even where the node does not answer.")
 @click.option("--reason", metavar="TEXT", help="Kept with the task.")
-@click.option("--json", is_flag=True, help="What became of each, as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.pass_obj
+@_told
 def cancel(
     app: App,
     ids: tuple[str, ...],
@@ -52,9 +61,7 @@ def cancel(
 
 @click.command()
 @ids_argument()
-@click.option("--json", is_flag=True, help="What became of each, as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.pass_obj
+@_told
 def hold(app: App, ids: tuple[str, ...], json: bool, quiet: bool) -> int:
     """Keep queued tasks from starting until `geres release`."""
     named = read_ids(ids)
@@ -63,9 +70,7 @@ def hold(app: App, ids: tuple[str, ...], json: bool, quiet: bool) -> int:
 
 @click.command()
 @ids_argument()
-@click.option("--json", is_flag=True, help="What became of each, as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.pass_obj
+@_told
 def release(app: App, ids: tuple[str, ...], json: bool, quiet: bool) -> int:
     """Let held tasks go on."""
     named = read_ids(ids)
@@ -74,9 +79,7 @@ def release(app: App, ids: tuple[str, ...], json: bool, quiet: bool) -> int:
 
 @click.command()
 @click.argument("words", nargs=-1, required=True, metavar="ID... NAME=VALUE...")
-@click.option("--json", is_flag=True, help="What became of each, as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.pass_obj
+@_told
 def edit(app: App, words: tuple[str, ...], json: bool, quiet: bool) -> int:
     """Change what waiting tasks ask for: `geres edit 12.7 memory=2G cpus=2 priority=high`.
 
@@ -96,9 +99,7 @@ def edit(app: App, words: tuple[str, ...], json: bool, quiet: bool) -> int:
 @click.argument("words", nargs=-1, metavar="ID... [NAME=VALUE...]")
 @click.option("-J", "--job", metavar="JOB", help="The tasks of this job.")
 @click.option("--failed", is_flag=True, help="Only the tasks that failed.")
-@click.option("--json", is_flag=True, help="What became of each, as JSON.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
-@click.pass_obj
+@_told
 def rerun(
     app: App,
     words: tuple[str, ...],

@@ -8,6 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import IO, Any
 
@@ -22,132 +23,127 @@ _LOOK_SECONDS = 0.5
 _TELL_SECONDS = 10.0
 
 
-def _options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What all of them take."""
-    for option in (
-        click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
-        click.option("--json", is_flag=True, help="What became of each, as JSON."),
-        click.option("--dry-run", is_flag=True, help="Only say what would be done."),
-        click.option("--reason", metavar="TEXT", help="Kept in the node's history."),
-    ):
-        command = option(command)
-    return click.argument("names", nargs=-1, required=True, metavar="NODE...")(command)
+@dataclass(frozen=True)
+class _Wish:
+    """What is asked of nodes, and how it is told."""
+
+    names: tuple[str, ...]
+    reason: str | None
+    dry_run: bool
+    json: bool
+    quiet: bool
+    wait: bool = False
+    running: str = "wait"
+    yes: bool = False
+    detach: bool = False
+
+    @property
+    def stays(self) -> bool:
+        """Whether to wait until it is done."""
+        return not (self.detach or self.dry_run)
 
 
-def _leaving(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What becomes of tasks on nodes that go, and whether to wait for it."""
-    for option in (
-        click.option("--yes", is_flag=True, help="Do not ask before tasks are cancelled."),
-        click.option("--detach", is_flag=True, help="Do not wait until it is done; the cluster goes on."),
-        click.option("--terminate", "running", flag_value="terminate", help="Cancel tasks that run there."),
-        click.option(
-            "--requeue",
-            "running",
-            flag_value="requeue",
-            help="Stop tasks that run there and queue them again; this is no retry.",
-        ),
-        click.option(
-            "--wait", "running", flag_value="wait", default="wait", help="Let tasks end first.  [default]"
-        ),
-    ):
-        command = option(command)
-    return command
+_FOR_ALL = (
+    click.argument("names", nargs=-1, required=True, metavar="NODE..."),
+    click.option("--reason", metavar="TEXT", help="Kept in the node's history."),
+    click.option("--dry-run", is_flag=True, help="Only say what would be done."),
+    click.option("--json", is_flag=True, help="What became of each, as JSON."),
+    click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors."),
+)
+#: What becomes of tasks on nodes that go, and whether to wait for it.
+_LEAVING = (
+    click.option(
+        "--wait", "running", flag_value="wait", default="wait", help="Let tasks end first.  [default]"
+    ),
+    click.option(
+        "--requeue",
+        "running",
+        flag_value="requeue",
+        help="Stop tasks that run there and queue them again; this is no retry.",
+    ),
+    click.option("--terminate", "running", flag_value="terminate", help="Cancel tasks that run there."),
+    click.option("--detach", is_flag=True, help="Do not wait until it is done; the cluster goes on."),
+    click.option("--yes", is_flag=True, help="Do not ask before tasks are cancelled."),
+)
 
 
-@click.command()
-@_options
-@click.option("--wait", is_flag=True, help="Come back when no task is on them any more.")
-@click.pass_obj
-def node_drain(
-    app: App, names: tuple[str, ...], wait: bool, json: bool, quiet: bool, dry_run: bool, reason: str | None
-) -> int:
+def _action(*options: Callable[..., Any]) -> Callable[[Callable[[App, _Wish], int]], click.Command]:
+    """A command on nodes with the options of all of them, and these."""
+
+    def make(act: Callable[[App, _Wish], int]) -> click.Command:
+        @click.pass_obj
+        def called(app: App, /, **given: Any) -> int:
+            return act(app, _Wish(**given))
+
+        command: Callable[..., Any] = called
+        for option in reversed((*_FOR_ALL, *options)):
+            command = option(command)
+        return click.command(act.__name__.replace("_", "-"), help=act.__doc__)(command)
+
+    return make
+
+
+@_action(click.option("--wait", is_flag=True, help="Come back when no task is on them any more."))
+def node_drain(app: App, wish: _Wish) -> int:
     """Start no new tasks on nodes; what runs there goes on.  Names may be globs, like 'rack3-*'."""
-    answer = app.client.drain_nodes(*_named(app, names), reason=reason, dry_run=dry_run)
-    status = _tell(answer, "drained", json=json, quiet=quiet, dry_run=dry_run, busy="draining")
-    if wait and not dry_run:
-        _follow(app, answer, lambda node: not node.task_ids, quiet=quiet)
-        _say_done([one for one in answer if one.task_count], "drained", json=json, quiet=quiet)
+    answer = app.client.drain_nodes(*_named(app, wish.names), reason=wish.reason, dry_run=wish.dry_run)
+    status = _tell(answer, "drained", wish, busy="draining")
+    if wish.wait and not wish.dry_run:
+        _follow(app, answer, lambda node: not node.task_ids, quiet=wish.quiet)
+        _say_done([one for one in answer if one.task_count], "drained", wish)
     return status
 
 
-@click.command()
-@_options
-@click.pass_obj
-def node_undrain(
-    app: App, names: tuple[str, ...], json: bool, quiet: bool, dry_run: bool, reason: str | None
-) -> int:
+@_action()
+def node_undrain(app: App, wish: _Wish) -> int:
     """Start tasks on nodes again; also takes back nodes that were removed."""
-    answer = app.client.undrain_nodes(*_named(app, names, removed=True), reason=reason, dry_run=dry_run)
-    return _tell(answer, "takes tasks again", json=json, quiet=quiet, dry_run=dry_run)
+    named = _named(app, wish.names, removed=True)
+    answer = app.client.undrain_nodes(*named, reason=wish.reason, dry_run=wish.dry_run)
+    return _tell(answer, "takes tasks again", wish)
 
 
-@click.command()
-@_options
-@_leaving
-@click.pass_obj
-def node_remove(
-    app: App,
-    names: tuple[str, ...],
-    running: str,
-    yes: bool,
-    detach: bool,
-    json: bool,
-    quiet: bool,
-    dry_run: bool,
-    reason: str | None,
-) -> int:
+@_action(*_LEAVING)
+def node_remove(app: App, wish: _Wish) -> int:
     """Take nodes out of the cluster once no task is on them: they cannot connect any more.
 
     Stop their agents or machines afterwards.  Ctrl-C only stops waiting; `geres node undrain` takes it back.
     """
-    named = _named(app, names)
-    if running == "terminate" and not (yes or dry_run):
-        _ask(app.client.remove_nodes(*named, dry_run=True))
-    answer = app.client.remove_nodes(*named, running=running, reason=reason, dry_run=dry_run)
-    status = _tell(
-        answer, "is to be removed", json=json, quiet=quiet or not (detach or dry_run), dry_run=dry_run
-    )
-    if not (detach or dry_run):
-        _follow(app, answer, lambda node: node.removed_at is not None, quiet=quiet)
-        _say_done(answer, "removed", json=json, quiet=quiet)
+    answer = _leave(app, wish, app.client.remove_nodes)
+    status = _tell(answer, "is to be removed", wish, later=wish.stays)
+    if wish.stays:
+        _follow(app, answer, lambda node: node.removed_at is not None, quiet=wish.quiet)
+        _say_done(answer, "removed", wish)
     return status
 
 
-@click.command()
-@_options
-@_leaving
-@click.pass_obj
-def node_reboot(
-    app: App,
-    names: tuple[str, ...],
-    running: str,
-    yes: bool,
-    detach: bool,
-    json: bool,
-    quiet: bool,
-    dry_run: bool,
-    reason: str | None,
-) -> int:
+@_action(*_LEAVING)
+def node_reboot(app: App, wish: _Wish) -> int:
     """Drain nodes, run the server's hook `reboot` once no task is on them, and take them back.
 
     The hook is a command in the server's settings, `hooks = { reboot = "..." }`, called with the node's name.
     """
-    named = _named(app, names)
-    if running == "terminate" and not (yes or dry_run):
-        _ask(app.client.reboot_nodes(*named, dry_run=True))
-    answer = app.client.reboot_nodes(*named, running=running, reason=reason, dry_run=dry_run)
-    quiet_now = quiet or not (detach or dry_run)
-    status = _tell(answer, "is to be rebooted", json=json, quiet=quiet_now, dry_run=dry_run)
-    if not (detach or dry_run):
-        _follow(app, answer, lambda node: node.going is None and node.state.value != "starting", quiet=quiet)
-        for one in answer:
-            node = app.client.node(one.name) if one.code is None else None
-            if node is not None and node.state.value in ("draining", "start_failed"):
-                last = next((change.why for change in reversed(node.history) if change.why), "")
-                say(f"geres: {one.name}: {last}")
-                status = status or 1
-        _say_done(answer, "is back", json=json, quiet=quiet or bool(status))
+    answer = _leave(app, wish, app.client.reboot_nodes)
+    status = _tell(answer, "is to be rebooted", wish, later=wish.stays)
+    if not wish.stays:
+        return status
+    _follow(app, answer, lambda node: node.going is None, quiet=wish.quiet)
+    for one in answer:
+        node = app.client.node(one.name) if one.code is None else None
+        if node is not None and node.state.value == "draining":
+            last = next((change.why for change in reversed(node.history) if change.why), "")
+            say(f"geres: {one.name}: {last}")
+            status = status or 1
+    if not status:
+        _say_done(answer, "is back", wish)
     return status
+
+
+def _leave(app: App, wish: _Wish, act: Callable[..., list[NodeActed]]) -> list[NodeActed]:
+    """Ask for nodes to go, at a terminal only after asking whether tasks may be cancelled."""
+    named = _named(app, wish.names)
+    if wish.running == "terminate" and not (wish.yes or wish.dry_run):
+        _ask(act(*named, dry_run=True))
+    return act(*named, running=wish.running, reason=wish.reason, dry_run=wish.dry_run)
 
 
 @click.command()
@@ -231,26 +227,29 @@ def _ask(would: list[NodeActed]) -> None:
 
 
 def _tell(
-    answer: list[NodeActed], what: str, *, json: bool, quiet: bool, dry_run: bool, busy: str | None = None
+    answer: list[NodeActed], what: str, wish: _Wish, *, busy: str | None = None, later: bool = False
 ) -> int:
-    """Say what became of each, `busy` of one with tasks; the exit status is that of the first refusal."""
+    """Say what became of each, `busy` of one with tasks; the exit status is that of the first refusal.
+
+    With `later` only refusals are told now: the rest is when it is done.
+    """
     status = 0
-    if json:
+    if wish.json:
         write_line(pretty_json(answer))
     for one in answer:
         if one.code is not None:
             say(f"geres: {one.code}: {escape(one.message or '')}")
             status = status or BY_CODE.get(one.code, GeresError).exit_status
-        elif not quiet and not json:
+        elif not (later or wish.quiet or wish.json):
             runs = "task runs" if one.task_count == 1 else "tasks run"
             tasks = f"; {one.task_count} {runs} there" if one.task_count else ""
-            word = "would be acted on" if dry_run else (busy or what) if one.task_count else what
+            word = "would be acted on" if wish.dry_run else (busy or what) if one.task_count else what
             write_line(f"{escape(one.name)}: {word}{tasks}")
     return status
 
 
-def _say_done(answer: list[NodeActed], what: str, *, json: bool, quiet: bool) -> None:
-    if not (json or quiet):
+def _say_done(answer: list[NodeActed], what: str, wish: _Wish) -> None:
+    if not (wish.json or wish.quiet):
         for one in answer:
             if one.code is None:
                 write_line(f"{escape(one.name)}: {what}")
