@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from geres.errors import Invalid, NotFound
@@ -92,6 +94,8 @@ def test_what_was_skipped_without_ever_waiting_waits_again_for_a_parent_that_is_
     unfold_all(world)
 
     world.db.call(task_edits.rerun, world.ann, [key(first)], now_us=world.now_us)
+    while world.db.call(task_edits.revive, now_us=world.now_us)[1]:
+        pass
 
     assert world.state(f"{job}.{total}") is TaskState.BLOCKED
     assert world.task(f"{job}.{total}")["waits_on"] == 1
@@ -174,6 +178,8 @@ def test_a_parent_of_very_many_that_is_run_again_keeps_the_rest_waiting(world):
     world.db.call(task_edits.rerun, world.ann, [key(first)], now_us=world.now_us)
     for _ in range(2):
         world.db.call(ends.free_children_of_tasks, now_us=world.now_us)
+    while world.db.call(task_edits.revive, now_us=world.now_us)[1]:
+        pass
     assert states(world, job) == {"blocked": count}
     assert world.rows("SELECT * FROM freeing") == []
     run_all(world, node)
@@ -182,3 +188,35 @@ def test_a_parent_of_very_many_that_is_run_again_keeps_the_rest_waiting(world):
 
     assert states(world, job) == {"queued": count}
     assert world.db.call(doctor.check_invariants) == []
+
+
+def test_many_parents_that_end_at_once_free_no_more_than_a_piece(world, monkeypatch):
+    monkeypatch.setattr(ends, "MOST_CHILDREN", 20)
+    node = world.connect()
+    parents = world.submit(6, cpus=0.1)
+    job = world.job()
+    for parent in parents:
+        world.submit(8, job=job, after=[parent])
+    world.turn(node, 0, ended=[ended(task, attempt) for task, attempt in world.assign(node)])
+    assert states(world, job) == {"queued": 16, "blocked": 32}
+    assert world.db.call(doctor.check_invariants) == []
+
+    while world.db.call(ends.free_children_of_tasks, now_us=world.now_us)[1]:
+        assert world.db.call(doctor.check_invariants) == []
+    assert states(world, job) == {"queued": 48}
+
+
+def test_a_long_chain_is_skipped_a_piece_at_a_time(world, monkeypatch):
+    monkeypatch.setattr(ends, "MOST_LEVELS", 5)
+    node = world.connect()
+    last, job = world.submit(), world.job()
+    for _ in range(17):
+        last = world.submit(job=job, after=last)
+    run_all(world, node, "failed")
+    left = [states(world, job)["blocked"]]
+    while world.db.call(ends.free_children_of_tasks, now_us=world.now_us)[1]:
+        assert world.db.call(doctor.check_invariants) == []
+        left.append(states(world, job).get("blocked", 0))
+    assert left[0] == 12
+    assert all(0 <= before - after <= 6 for before, after in itertools.pairwise(left))
+    assert states(world, job) == {"skipped": 17}

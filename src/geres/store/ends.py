@@ -16,6 +16,8 @@ from geres.store.database import Tx, batch
 CANCELLED = "job_cancelled"
 _NO_USAGE = Usage()
 CHILDREN_AT_ONCE = 1000  #: tasks that one transaction frees for one task or job that has ended
+MOST_CHILDREN = 10_000  #: and for all that end in it
+MOST_LEVELS = 100  #: of those that are skipped because others were
 
 
 class End(NamedTuple):
@@ -273,12 +275,15 @@ def _task_row(end: End) -> tuple[Any, ...]:
 def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> list[int]:
     """Free the children of what ends; those skipped join `ends`.  Returns those that are queued now.
 
-    Where very many wait for one task, they are left to `free_children_of_tasks`.
+    Where very many wait for one task, or for all of these, or behind one another, they are left to
+    `free_children_of_tasks`.
     """
     freed: list[int] = []
     ending = {end.task_id for end in ends if end.final}
-    news = _of_few(tx, [end for end in ends if end.final and end.is_parent])
+    news, left = _of_few(tx, [end for end in ends if end.final and end.is_parent], MOST_CHILDREN)
+    level = 0
     while news:
+        level += 1
         failed = {end.task_id: end for end in news if not counts_as_success(end.state, end.reason)}
         found = tx.rows("done_dependencies_on_tasks", task_ids=[end.task_id for end in news])
         links = [link for link in found if link[0] not in ending]  # a child may end with its parent
@@ -293,19 +298,26 @@ def _free_dependents(tx: Tx, ends: list[End], *, now_us: int) -> list[int]:
         ]
         ends += news
         ending.update(end.task_id for end in news)
-        news = _of_few(tx, [end for end in news if end.is_parent])
+        parents = [end for end in news if end.is_parent]
+        news, left = _of_few(tx, parents, left if level < MOST_LEVELS else 0)
     return freed
 
 
-def _of_few(tx: Tx, ends: list[End]) -> list[End]:
-    """Those whose children are few; the others are noted."""
+def _of_few(tx: Tx, ends: list[End], left: int) -> tuple[list[End], int]:
+    """Those whose children are few, `left` in all; and how many more there may be.  The others are noted."""
     if not ends:
-        return ends
-    ids = [end.task_id for end in ends]
-    many = {row[0] for row in tx.rows("parents_of_many", task_ids=ids, most=CHILDREN_AT_ONCE)}
+        return ends, left
+    few, many = set(), []
+    found = tx.rows("count_open_children", task_ids=[end.task_id for end in ends])
+    for parent, children in sorted(found, key=lambda row: (row[1], row[0])):
+        if children > min(left, CHILDREN_AT_ONCE):
+            many.append(parent)
+        else:
+            few.add(parent)
+            left -= children
     if many:
         tx.run("free_later", task_ids=sorted(many))
-    return [end for end in ends if end.task_id not in many]
+    return [end for end in ends if end.task_id in few], left
 
 
 def free_children_of_tasks(tx: Tx, *, now_us: int) -> tuple[Ended, bool]:

@@ -210,10 +210,10 @@ UPDATE job
        state_since = :now_us, ended_at = :now_us
  WHERE id = :job_id AND state IN ('active', 'disabled', 'closing')
 
--- name: parents_of_many
-SELECT parent_task_id FROM dependency
+-- name: count_open_children
+SELECT parent_task_id, count(*) FROM dependency
  WHERE parent_task_id IN ids(:task_ids) AND done = 0
- GROUP BY parent_task_id HAVING count(*) > :most
+ GROUP BY parent_task_id
 
 -- name: free_later
 INSERT INTO freeing (parent_task_id) SELECT id FROM task WHERE id IN ids(:task_ids)
@@ -283,11 +283,14 @@ UPDATE task
  WHERE id IN ids(:task_ids) AND state = 'blocked' AND waits_on = 0 AND not_before_at <= :now_us
 
 -- name: retries_from_a_time_to_come
--- Tasks that wait for a retry after an attempt that ends only in the future: a clock was set back meanwhile.
+-- Tasks that wait for a retry since a time that has not come, or after an attempt that ends only then: a clock was
+-- set back meanwhile.
 SELECT id FROM task
  WHERE state IN ('blocked', 'held') AND attempt > 0 AND not_before_at > :now_us
-   AND EXISTS (SELECT 1 FROM attempt
-                WHERE attempt.task_id = task.id AND attempt.attempt = task.attempt AND attempt.ended_at > :now_us)
+   AND (state_since > :now_us OR previous_since > :now_us
+        OR EXISTS (SELECT 1 FROM attempt
+                    WHERE attempt.task_id = task.id AND attempt.attempt = task.attempt
+                      AND attempt.ended_at > :now_us))
  ORDER BY id LIMIT :limit
 /* skip locked */
 
