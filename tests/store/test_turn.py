@@ -181,24 +181,30 @@ def test_what_is_to_be_kept_for_its_node_is_given_to_nobody_while_that_is_away(
 
 
 def test_no_retry_waits_for_a_time_to_come_again_after_a_clock_was_set_back(world: World) -> None:
-    waiting, held = world.submit(2, retry=Retry(most=1, delay_seconds=10))
+    def fail(task: str, **facts: int) -> None:
+        world.turn(node, 0, ended=[ended(task, 1, "failed", reason="exit", exit_code=1, **facts)])
+
     begun = world.now_us
-    [timed] = world.submit(retry=Retry(most=1, delay_seconds=10))
+    waiting, early, held, timed = world.submit(4, retry=Retry(most=1, delay_seconds=10))
     node = world.connect()
-    world.assign(node, 1)
-    world.turn(node, 0, ended=[ended(waiting, 1, "failed", reason="exit", exit_code=1)])
+    world.assign(node, 2)
+    fail(waiting)
     before = world.task(waiting)["not_before_at"]
     world.now_us += 3600 * SECOND
     world.assign(node)
-    world.turn(node, 0, ended=[ended(one, 1, "failed", reason="exit", exit_code=1) for one in (held, timed)])
+    fail(early, started_us=begun, ended_us=begun)
+    fail(held)
+    fail(timed)
     world.db.call(task_actions.hold, world.ann, [key(held)], now_us=world.now_us)
     world.now_us = begun + SECOND
+    world.db.call(task_actions.release, world.ann, [key(held)], now_us=world.now_us)
+    world.db.call(task_actions.hold, world.ann, [key(held)], now_us=world.now_us)
 
     assert not world.db.call(upkeep.shorten_retries, now_us=world.now_us)
 
     world.db.call(task_actions.release, world.ann, [key(held)], now_us=world.now_us)
     assert world.state(held) is TaskState.QUEUED
-    assert world.db.call(upkeep.wake, now_us=world.now_us) == [key(timed)]
+    assert sorted(world.db.call(upkeep.wake, now_us=world.now_us)) == [key(early), key(timed)]
     assert (world.state(waiting), world.task(waiting)["not_before_at"]) == (TaskState.BLOCKED, before)
 
 
