@@ -210,10 +210,10 @@ UPDATE job
        state_since = :now_us, ended_at = :now_us
  WHERE id = :job_id AND state IN ('active', 'disabled', 'closing')
 
--- name: parents_of_many
-SELECT parent_task_id FROM dependency
+-- name: count_open_children
+SELECT parent_task_id, count(*) FROM dependency
  WHERE parent_task_id IN ids(:task_ids) AND done = 0
- GROUP BY parent_task_id HAVING count(*) > :most
+ GROUP BY parent_task_id
 
 -- name: free_later
 INSERT INTO freeing (parent_task_id) SELECT id FROM task WHERE id IN ids(:task_ids)
