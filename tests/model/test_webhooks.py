@@ -5,11 +5,23 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from geres.errors import Invalid
-from geres.model.webhooks import CreateWebhook, check, host_of, is_forbidden, secret_of, signature
+from geres.model.webhooks import (
+    CreateWebhook,
+    JobEnded,
+    TaskEnded,
+    check,
+    host_of,
+    is_forbidden,
+    secret_of,
+    signature,
+)
 
 URL = "https://host.example/ends"
 
@@ -95,3 +107,21 @@ def test_a_signature_is_over_id_time_and_body(secret: str, key: bytes) -> None:
 
 def test_logs_name_the_host_alone() -> None:
     assert host_of("https://host.example:8443/secret/path?key=1") == "https://host.example:8443"
+
+
+#: What messages of version 1 have had from the beginning; fields are only added.
+FIRST = {
+    TaskEnded: "id event version at tenant task_id job_id job_name finish_no name own_id item user state"
+    " reason message exit_code signal attempt node started_at usage meta",
+    JobEnded: "id event version at tenant job_id name user state outcome reason counts meta",
+}
+
+
+@pytest.mark.parametrize("kind", [TaskEnded, JobEnded])
+def test_fields_of_messages_stay_and_are_documented(kind: type[msgspec.Struct]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "webhooks.md").read_text()
+    documented = set(re.findall(r"`(\w+)`", "\n".join(re.findall(r"^\| (`[^|]*) \|", page, re.MULTILINE))))
+    fields = [one.name for one in msgspec.structs.fields(kind)]
+
+    assert set(FIRST[kind].split()) <= set(fields)
+    assert set(fields) <= documented
