@@ -257,6 +257,22 @@ def test_u015_a_made_up_token_and_the_operators_words_are_refused(machine: Share
     machine.one.run("cancel", one_task, check=True)
 
 
+def test_u015_an_operator_of_a_shared_machine_is_not_root(machine: Shared, place: Path) -> None:
+    machine.one.run("whoami", check=True)
+    machine.root("user", "set-role", "games", "operator", check=True)
+    try:
+        eventually(lambda: machine.one.shown("whoami")["role"] == "operator")
+        marker = place / "run-by-root"
+        refused = machine.one.run("pool", "set", "default", "--", "touch", str(marker))
+        assert refused.returncode != 0
+        assert "only root sets" in refused.stderr, refused.stderr
+        assert machine.root("pool", "set", "default", "--dry-run", "--", "true").returncode == 0
+        assert not marker.exists()
+    finally:
+        machine.root("user", "set-role", "games", "user", check=True)
+        eventually(lambda: machine.one.shown("whoami")["role"] == "user")
+
+
 def test_u015_no_port_is_opened(machine: Shared) -> None:
     for process in machine.processes():
         listening = [one for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN]

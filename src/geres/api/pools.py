@@ -6,8 +6,10 @@ from typing import Any
 
 from litestar import Response, get, patch
 from litestar.params import FromPath, JSONBody
+from msgspec import UNSET
 
 from geres.api.request import Request, answer_struct
+from geres.errors import Denied
 from geres.model.pools import Pool, PoolPatch
 from geres.store import pools
 
@@ -33,6 +35,8 @@ async def patch_pool(request: Request, name: FromPath[str], data: JSONBody[PoolP
     Errors: 412 changed where If-Match names another version, 404 for a pool that is not there.
     """
     context = request.context
+    if context.private and request.caller.role != "admin" and data.start_task is not UNSET:
+        raise Denied("a start task runs as root here: only root sets the one of a machine that users share")
     pool = await context.db.run(
         pools.patch, request.caller, name, data, version=request.if_match, now_us=context.clock()
     )
