@@ -323,3 +323,24 @@ def test_an_unknown_job_is_not_found(world: World) -> None:
     for ref in ("77", "nobody"):
         with pytest.raises(NotFound):
             get(world, ref)
+
+
+def test_jobs_whose_nodes_do_not_answer_hide_none_that_is_being_cancelled(world: World) -> None:
+    node = world.connect()
+    stuck = [world.job(name=f"stuck{n}") for n in range(2)]
+    for job in stuck:
+        world.submit(job=job)
+    world.assign(node)
+    held, empty, waiting = (world.job(name=name) for name in ("held", "empty", "waiting"))
+    world.submit(job=held, hold=True)
+    world.submit(job=waiting)
+    for job in (*stuck, held, empty, waiting):
+        world.db.call(jobs.start_cancel, world.ann, int(job), reason=None, now_us=world.now_us)
+    for job in stuck:
+        world.db.call(jobs.cancel_piece, int(job), now_us=world.now_us)
+
+    for job in (held, empty, waiting):
+        assert world.db.call(jobs.todo, now_us=world.now_us, limit=1).to_cancel == {int(job)}
+        for _ in range(2):
+            world.db.call(jobs.cancel_piece, int(job), now_us=world.now_us)
+    assert world.db.call(jobs.todo, now_us=world.now_us, limit=1).to_cancel == set()

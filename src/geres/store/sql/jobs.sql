@@ -87,8 +87,16 @@ UPDATE lane SET active = 1
  WHERE job_id = :job_id AND EXISTS (SELECT 1 FROM task WHERE task.lane_id = lane.id AND task.state = 'queued')
 
 -- name: jobs_being_cancelled
+-- With something to do: those that only wait for nodes to answer must not hide the others.
 SELECT id, tenant_id FROM job
- WHERE state = 'closing' AND reason LIKE 'job_cancelled%'
+ WHERE state IN ('active', 'disabled', 'closing') AND state = 'closing' AND reason LIKE 'job_cancelled%'
+   AND (task_count + array_total - array_done = succeeded + failed + cancelled + skipped
+        OR EXISTS (SELECT 1 FROM task WHERE task.job_id = job.id AND task.state IN ('blocked', 'held'))
+        OR EXISTS (SELECT 1 FROM lane JOIN task ON task.lane_id = lane.id
+                    WHERE lane.job_id = job.id AND task.state = 'queued')
+        OR EXISTS (SELECT 1 FROM lane JOIN task ON task.lane_id = lane.id
+                    WHERE lane.job_id = job.id AND task.node_id IS NOT NULL
+                      AND (task.asked IS NULL OR task.asked <> 'cancel')))
  ORDER BY id LIMIT :limit
 
 -- name: jobs_to_end
