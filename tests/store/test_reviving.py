@@ -9,6 +9,7 @@ import pytest
 from geres.model.jobs import ArraySpec
 from geres.model.tasks import TaskSpec
 from geres.store import doctor, ends, task_edits
+from geres.store.database import Tx
 from tests.store.test_two_servers import Two, two  # noqa: F401 - a fixture
 from tests.store.world import World, ended, key
 
@@ -155,3 +156,25 @@ def test_two_servers_revive_at_once(two: Two) -> None:  # noqa: F811
         more = a or b
         check(world)
     assert states(world, children) == {"blocked": 25}
+
+
+def test_what_waits_for_a_job_is_not_skipped_while_its_task_is_run_again(two: Two) -> None:  # noqa: F811
+    world = two.world
+    job = world.job(name="j")
+    [parent] = world.submit(job=job)
+    children = world.submit(5, after=[job])
+    run(world, parent, outcome="failed")
+
+    def run_again(tx: Tx) -> None:
+        task_edits.rerun(tx, world.ann, [key(parent)], now_us=world.now_us)
+
+    def free(tx: Tx) -> None:
+        ends.free_children_of_jobs(tx, now_us=world.now_us)
+
+    two.at_once(run_again, free)
+    assert two.waited == 1
+    assert states(world, children) == {"blocked": 5}
+    run(world, parent)
+    world.db.call(ends.free_children_of_jobs, now_us=world.now_us)
+    assert states(world, children) == {"queued": 5}
+    check(world)

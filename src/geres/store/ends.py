@@ -397,6 +397,8 @@ def free_children_of_jobs(tx: Tx, *, now_us: int, limit: int = 100) -> tuple[End
     """Free, or skip, tasks that wait for jobs all of whose tasks have ended; and whether there are more."""
     done, left = NOTHING, CHILDREN_AT_ONCE
     for (job_id,) in tx.rows("jobs_with_done_children", limit=limit):
+        if tx.value("lock_ended_job", job_id=job_id) is None:
+            continue
         children = [row[0] for row in tx.rows("some_children_of_job", job_id=job_id, limit=left)]
         links = tx.rows("done_dependencies_on_job", job_id=job_id, child_ids=children)
         bad = tx.value("outcome_of_job", job_id=job_id)

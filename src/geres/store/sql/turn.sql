@@ -307,6 +307,12 @@ SELECT DISTINCT job.id FROM job JOIN dependency ON dependency.parent_job_id = jo
        = job.succeeded + job.failed + job.cancelled + job.skipped
  ORDER BY job.id LIMIT :limit
 
+-- name: lock_ended_job
+-- No row back: a task of it is run again, or has been added.
+SELECT id FROM job
+ WHERE id = :job_id AND task_count + array_total - array_done = succeeded + failed + cancelled + skipped
+/* for update */
+
 -- name: outcome_of_job
 -- How many of its tasks did not succeed; of those that were skipped for a parent one is enough.
 SELECT job.failed + job.cancelled
