@@ -220,3 +220,18 @@ def test_a_long_chain_is_skipped_a_piece_at_a_time(world, monkeypatch):
     assert left[0] == 12
     assert all(0 <= before - after <= 6 for before, after in itertools.pairwise(left))
     assert states(world, job) == {"skipped": 17}
+
+
+@pytest.mark.parametrize("what", [{"range": "1-3"}, {"items": ["a", "b", "c"]}])
+def test_the_name_of_an_array_is_that_of_its_job_and_its_tasks(world, what):
+    spec = TaskSpec(command=["/usr/bin/true"], name="nightly sums")
+    jobs = [world.job(task=spec, array=ArraySpec(**what)) for _ in range(2)]  # it takes no name away
+
+    for job in jobs:
+        assert world.row("SELECT name FROM job WHERE id = :job", job=int(job))["name"] == "nightly sums"
+        row = world.row(
+            "SELECT COUNT(*) AS n FROM task WHERE job_id = :job AND name = :name",
+            job=int(job),
+            name="nightly sums",
+        )
+        assert row["n"] == 3

@@ -13,6 +13,7 @@ from geres.cli.main import App
 from geres.cli.output import escape, pretty_json, say, write_line
 from geres.cli.task_options import pairs
 from geres.errors import BY_CODE, Conflict, GeresError, Invalid, TaskFinished
+from geres.model.nearest import did_you_mean
 from geres.model.tasks import Acted
 
 _EDITABLE = (
@@ -138,8 +139,9 @@ def changes(given: tuple[str, ...]) -> dict[str, Any]:
         elif name in _EDITABLE:
             found[name] = value
         else:
-            known = ", ".join(_EDITABLE)
-            raise Invalid(f"{name}: cannot be changed; there are {known} and resources.NAME", field=name)
+            there_are = f"; there are {', '.join(_EDITABLE)} and resources.NAME"
+            hint = did_you_mean(name, _EDITABLE) or there_are
+            raise Invalid(f"{name}: cannot be changed{hint}", field=name)
     return found
 
 

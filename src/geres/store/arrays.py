@@ -46,6 +46,7 @@ def unfold(tx: Tx, job_id: int, *, now_us: int) -> int:
         "subject": row["submitted_by"],
         "lane_id": row["lane_id"],
         "spec_id": row["spec_id"],
+        "name": spec.name,
         "state": state,
         "priority": priority,
         "seq": now_us,

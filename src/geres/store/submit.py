@@ -79,6 +79,8 @@ def create_job(tx: Tx, caller: Caller, spec: JobSpec, *, now_us: int) -> int:
 
 
 def _array_name(spec: TaskSpec) -> str:
+    if spec.name is not None and is_name(spec.name):
+        return spec.name
     words = spec.command or (spec.shell or "array").split() or ["array"]
     name = words[0].rsplit("/", 1)[-1].replace(".", "-")[:60]
     return name if is_name(name) else "array"

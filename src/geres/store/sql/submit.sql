@@ -160,32 +160,32 @@ SELECT first, items FROM array_piece WHERE job_id = :job_id AND first = :first
 
 -- name: unfold_range
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at,
-                  waits_on, parent_task_id)
+                  waits_on, parent_task_id, name)
 WITH RECURSIVE number (n) AS (
     SELECT :first UNION ALL SELECT n + :step FROM number WHERE n + :step <= :last)
 SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq,
-       :waits_on, :parent_task_id
+       :waits_on, :parent_task_id, :name
   FROM number
 
 -- name: unfold_range @postgres
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, state, state_since, priority, seq, created_at,
-                  waits_on, parent_task_id)
+                  waits_on, parent_task_id, name)
 SELECT :base + n, :job_id, :tenant_id, :subject, :lane_id, :spec_id, :state, :now_us, :priority, :seq, :seq,
-       :waits_on, :parent_task_id
+       :waits_on, :parent_task_id, CAST(:name AS TEXT)
   FROM generate_series(CAST(:first AS BIGINT), CAST(:last AS BIGINT), CAST(:step AS BIGINT)) AS n
 
 -- name: unfold_items
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, item, state, state_since, priority, seq,
-                  created_at, waits_on, parent_task_id)
+                  created_at, waits_on, parent_task_id, name)
 SELECT :base + :first + key, :job_id, :tenant_id, :subject, :lane_id, :spec_id, value, :state, :now_us,
-       :priority, :seq, :seq, :waits_on, :parent_task_id
+       :priority, :seq, :seq, :waits_on, :parent_task_id, :name
   FROM json_each(:items)
 
 -- name: unfold_items @postgres
 INSERT INTO task (id, job_id, tenant_id, submitted_by, lane_id, spec_id, item, state, state_since, priority, seq,
-                  created_at, waits_on, parent_task_id)
+                  created_at, waits_on, parent_task_id, name)
 SELECT :base + :first + ordinality - 1, :job_id, :tenant_id, :subject, :lane_id, :spec_id, value, :state, :now_us,
-       :priority, :seq, :seq, :waits_on, :parent_task_id
+       :priority, :seq, :seq, :waits_on, :parent_task_id, CAST(:name AS TEXT)
   FROM json_array_elements_text(CAST(:items AS JSON)) WITH ORDINALITY
 
 -- name: array_unfolded
