@@ -215,6 +215,21 @@ def test_the_token_of_somebody_who_was_disabled_is_refused(world: World) -> None
         world.db.call(below.find_caller, claim)
 
 
+def test_the_tasks_of_somebody_who_may_only_look_by_now_change_nothing_more(world: World) -> None:
+    (task,) = world.submit()
+    world.assign(world.connect())
+    root = Caller(world.tenant_id, "default", "root", "admin")
+    world.db.call(tenants.create_user, root, tenants.CreateUser(name="ann"), now_us=world.now_us)
+    claim = Claim(world.tenant_id, key(task), 1)
+    assert world.db.call(below.find_caller, claim)
+
+    world.db.call(tenants.edit_user, root, "ann", tenants.EditUser(role="viewer"), now_us=world.now_us)
+    with pytest.raises(Unauthenticated, match="may only look"):
+        world.db.call(below.find_caller, claim)
+    world.db.call(tenants.edit_user, root, "ann", tenants.EditUser(role="user"), now_us=world.now_us)
+    assert world.db.call(below.find_caller, claim)
+
+
 def test_only_what_was_made_with_the_key_is_a_token(world: World) -> None:
     secret = world.db.call(secrets.shared, secrets.TASK_TOKENS, now_us=world.now_us)
     assert world.db.call(secrets.shared, secrets.TASK_TOKENS, now_us=world.now_us) == secret

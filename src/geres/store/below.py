@@ -31,6 +31,8 @@ def find_caller(tx: Tx, claim: Claim) -> Caller:
     task = show_task(claim.task)
     if row is None or row["attempt"] != claim.attempt or row["node_id"] is None:
         raise Unauthenticated(f"attempt {claim.attempt} of task {task} is over, and so is its token")
+    if row["role"] == "viewer":  # else tasks that submit tasks would go on for ever
+        raise Unauthenticated(f"{row['submitted_by']} may only look by now, and a task's token does more")
     if row["disabled"]:
         raise Unauthenticated(f"{row['submitted_by']} or the tenant was disabled: ask your administrator")
     return Caller(claim.tenant_id, row["tenant"], row["submitted_by"], "task", task=claim.task)

@@ -5,7 +5,7 @@ INSERT INTO secret (name, value, created_at) VALUES (:name, :value, :now_us) ON 
 SELECT value FROM secret WHERE name = :name
 
 -- name: task_of_token
-SELECT t.attempt, t.node_id, t.submitted_by, n.name AS tenant,
+SELECT t.attempt, t.node_id, t.submitted_by, n.name AS tenant, u.role,
        CASE WHEN n.disabled_at IS NULL AND u.disabled_at IS NULL THEN 0 ELSE 1 END AS disabled
   FROM task t
   JOIN tenant n ON n.id = t.tenant_id
