@@ -84,6 +84,10 @@ def test_u103_a_started_agent_is_a_node_and_one_without_a_heartbeat_is_lost(site
 
     node.thaw()
     site.until_node(node.name, "idle")
+    node.kill_all()
+    site.until_node(node.name, "lost")
+    listed = subprocess.run([GERES, "nodes", "--json"], env=site.env, capture_output=True, check=True)
+    assert [one["state"] for one in json.loads(listed.stdout) if one["name"] == node.name] == ["lost"]
 
 
 def test_u104_a_node_shows_through_which_states_it_went_and_when(site: Site, gate: Gate) -> None:
