@@ -164,8 +164,11 @@ def test_a_token_that_was_revoked_elsewhere_gives_nobody_rights_that_last(
         ("/v1/users", {"name": "mia"}),
         ("/v1/tenants", {"name": "third"}),
         ("/v1/join-tokens", {}),
+        ("/v1/webhooks", {"url": "http://127.0.0.1:9/"}),
     ):
         assert api.call("POST", path, body, token=made["token"]).status == 401, path
+    pool = {"start_task": {"command": ["true"]}}
+    assert api.call("PATCH", "/v1/pools/default", pool, token=made["token"]).status == 401
     assert [one["name"] for one in api.get("/v1/tokens") if one["name"] == "a"] == []
     assert api.get("/v1/join-tokens") == []
 

@@ -43,8 +43,9 @@ _LOOK_AGAIN_SECONDS = 60.0
 _PEERS = "/v1/peers/"  #: other servers sign what they ask
 _OUTPUTS = "/v1/agents/outputs/"
 _LARGE = frozenset({"/v1/tasks:bulk", "/v1/jobs"})
-#: Changing these gives rights that last: nobody does so with a token that was revoked a moment ago elsewhere.
-_RIGHTS = ("/v1/tokens", "/v1/users", "/v1/tenants", "/v1/join-tokens")
+#: Changing these gives rights that last, or sends and runs what nobody looks at: nobody does so with a token
+#: that was revoked a moment ago elsewhere.
+_RIGHTS = tuple(f"/v1/{noun}" for noun in ("tokens", "users", "tenants", "join-tokens", "webhooks", "pools"))
 
 
 @dataclass(slots=True)
