@@ -107,6 +107,7 @@ What a task finds in its environment:
   GERES_NODE_SHARED_DIR               a folder that the tasks of the node share
   GERES_URL, GERES_HOME               the cluster, for commands of its own
   GERES_TOKEN                         a token that reaches what the task submits, and no more
+  GERES_START_TASK, GERES_START_TRY   in the start task of a pool alone: its mark, and which try it is
 
 Also HOME, USER, PATH and the like of its account, and what --env asks for.
 

@@ -416,7 +416,7 @@ def _told(reason: str | None) -> str | None:
 def _not_default(row: Row, what: str) -> None:
     if row["name"] == DEFAULT_JOB and row["named"]:
         raise Conflict(
-            f"the job `default` is always there and cannot be {what}; cancel its tasks one by one",
+            f"the job `default` is always there and cannot be {what}; `geres cancel default` ends its tasks",
             id=str(row["id"]),
         )
 
