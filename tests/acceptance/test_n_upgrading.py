@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import geres
-from tests.acceptance.acts import attempts, eventually, states, submit, wait_for_state
+from tests.acceptance.acts import attempts, eventually, shown, states, submit, wait_for_state
 from tests.cluster import GERES
 from tests.compatibility.releases import World, current
 from tests.server.certificates import Authority
@@ -163,6 +163,16 @@ def test_u119_a_certificate_that_cannot_be_used_leaves_the_old_one_at_work(make_
     assert "the old one goes on" in done.stderr
     assert cluster.pid("server") == old
     assert cluster.run("submit", "true", env=env).returncode == 0
+
+
+@pytest.mark.parametrize("store", ["sqlite", "postgres"])
+def test_u119_a_server_starts_with_an_array_in_its_queue(make_cluster, store):
+    cluster = make_cluster(store=store, flags=("--no-agent",))
+    array = cluster.run("submit", "--array", "1-20", "--", "true", check=True).stdout.strip()
+    eventually(lambda: shown(cluster, "job", "show", array)["counts"]["not_yet"], lambda left: left == 0)
+    cluster.run("restart", "server", check=True)
+    cluster.kill("server")
+    assert states(cluster, f"{array}.1", f"{array}.20") == ["queued", "queued"]
 
 
 def test_u119_an_agent_is_restarted_and_its_tasks_keep_their_processes(make_cluster, gate):

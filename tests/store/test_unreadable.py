@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from geres.model.jobs import ArraySpec
 from geres.model.states import Reason, TaskState
-from geres.store import doctor, unreadable
+from geres.model.tasks import TaskSpec
+from geres.store import arrays, doctor, unreadable
 from geres.store.database import batch
 from tests.store.world import World, key
 
@@ -58,6 +60,13 @@ def test_every_kind_of_record_is_looked_at(world: World, statement: str, value: 
     assert about in text
     assert len(world.db.call(unreadable.set_aside, now_us=world.now_us)) == 1
     assert found(world)[0][0] == "quarantine"
+
+
+def test_tasks_of_an_array_have_nothing_to_be_read(world: World) -> None:
+    job = world.job(array=ArraySpec(range="1-3"), task=TaskSpec(command=["true"]))
+    world.db.call(arrays.unfold, int(job), now_us=world.now_us)
+    assert world.db.call(unreadable.set_aside, now_us=world.now_us) == []
+    assert {world.state(f"{job}.{number}") for number in (1, 2, 3)} == {TaskState.QUEUED}
 
 
 def test_what_a_task_that_has_ended_ran_may_be_unreadable(world: World) -> None:

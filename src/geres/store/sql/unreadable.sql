@@ -20,13 +20,14 @@ SELECT id, '' AS about, spec || ' ' || meta AS body FROM job
  WHERE NOT (spec ~ '^\{.*\}$' AND meta ~ '^\{.*\}$')
 
 -- name: unreadable_tasks
+-- A task of an array has no words of its own; for none older SQLites say that they are not valid.
 SELECT task.id, '' AS about, task.argv AS body
   FROM lane JOIN task ON task.lane_id = lane.id AND task.state = 'queued'
- WHERE lane.active = 1 AND NOT json_valid(task.argv)
+ WHERE lane.active = 1 AND task.argv IS NOT NULL AND NOT json_valid(task.argv)
  UNION ALL
 SELECT task.id, '', task.argv
   FROM job JOIN task ON task.job_id = job.id AND task.state IN ('blocked', 'held')
- WHERE NOT json_valid(task.argv)
+ WHERE task.argv IS NOT NULL AND NOT json_valid(task.argv)
 
 -- name: unreadable_tasks @postgres
 SELECT task.id, '' AS about, task.argv AS body
