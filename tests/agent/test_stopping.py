@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio.to_thread
 
+from geres.agent.attempts import Attempt, Spec
 from geres.agent.main import Stop
 from tests.agent.world import Agent, Server
 from tests.conftest import missing
@@ -74,3 +75,10 @@ async def test_an_account_that_can_have_no_folder_here_fails_its_task_alone(serv
     assert (end.outcome, end.reason) == ("failed", "internal")
     assert "could not prepare" in (end.message or "")
     assert len(server.peers) == 1, "the agent did not die of it"
+
+
+async def test_a_supervisor_takes_orders_of_a_newer_agent() -> None:
+    """It stays when the agent is upgraded, and with it all tasks: tuples only grow, at their ends."""
+    order = (1 << 32 | 1, 1, 1, 7, 0, [b"true"], None, "of a newer release")
+    made = Attempt(order, Spec({"argv": [b"true"], "env": {}}), 0.0)
+    assert (made.key, made.lane, made.argv) == ((1 << 32 | 1, 1), 7, [b"true"])

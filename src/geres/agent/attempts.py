@@ -113,7 +113,7 @@ class Attempt:
     )
 
     def __init__(self, order: tuple, spec: Spec, now: float) -> None:  # type: ignore[type-arg]
-        task, attempt, _, lane, ahead, argv, extra = order
+        task, attempt, _, lane, ahead, argv, extra = order[:7]  # a newer agent may say more
         self.key: Key = (task, attempt)
         self.lane: int = lane
         self.ahead: int = ahead  # 0: starts at once; n: while fewer than n of its lane have room

@@ -289,6 +289,7 @@ class Node:
         ended: list[tuple[Any, ...]],
         gpu_ids: list[tuple[int, int, list[int]]] | None = None,
         answers: bool = False,
+        *_: Any,  # of a newer supervisor
     ) -> None:
         """A (new) connection to the supervisor begins with all that it has."""
         here = {key: ENDED for key in self.attempts if key in self.ended or key in self._uploads}
