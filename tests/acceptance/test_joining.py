@@ -222,6 +222,7 @@ def test_u147_a_credential_is_renewed_and_revoked(secure, machine):
     secure.run("node", "remove", "n1", check=True)
     eventually(lambda: names(secure), lambda found: not found)
     eventually(lambda: new.said, lambda said: "revoked" in said)
+    assert f"remove {new.home}/node.json and join again" in new.said
 
 
 def test_u147_init_sets_up_a_host_and_never_overwrites(machine):

@@ -82,6 +82,11 @@ class Access:
         return len(self._given) + bool(self._learnt)
 
     @property
+    def credential(self) -> Path | None:
+        """The file with the credential of a node that joined."""
+        return self._path
+
+    @property
     def is_given(self) -> bool:
         """True where the address is one that somebody gave us, not one that a server told of."""
         return self.url in self._given

@@ -97,7 +97,7 @@ class Channel:
                 await self._serve()
                 why = "the server closed it"
             except (OSError, ConnectionClosed, InvalidHandshake, TimeoutError, Refused) as error:
-                why = _reason(error, self._access.url)
+                why = _reason(error, self._access)
                 if not self.is_connected and _is_refusal(error, self._access):
                     longest = _LONGEST_REFUSED_SECONDS
             except InvalidURI as error:
@@ -260,14 +260,17 @@ def _is_refusal(error: BaseException, access: Access) -> bool:
     return isinstance(error, Refused) or (isinstance(error, ssl.SSLError) and access.is_given)
 
 
-def _reason(error: Exception, url: str) -> str:
-    """Why there is no connection, in the server's words where it has some."""
+def _reason(error: Exception, access: Access) -> str:
+    """Why there is no connection, in the server's words where it has some, and what cures it."""
     if isinstance(error, InvalidStatus):
         try:
-            return str(msgspec.json.decode(error.response.body or b"")["error"]["message"])
+            why = str(msgspec.json.decode(error.response.body or b"")["error"]["message"])
         except (msgspec.DecodeError, KeyError, TypeError):
-            pass
-    return str(trust.refusal(error, url, remedy=REMEDY) or error) or type(error).__name__
+            why = str(error)
+        if error.response.status_code == 401 and access.credential is not None:
+            why += f"; if this node is to come back, remove {access.credential} and {REMEDY}"
+        return why
+    return str(trust.refusal(error, access.url, remedy=REMEDY) or error) or type(error).__name__
 
 
 def _read(data: str | bytes) -> Frame:
