@@ -119,10 +119,6 @@ What `geres` itself looks at:
   GERES_TENANT                        the tenant in which an admin works
   GERES_FINGERPRINT                   of its certificate, where no authority vouches for it
   NO_COLOR                            no colours
-
-The start task of a pool sees, beside those of its node
-  GERES_START_TRY                     which try this is, from 1
-  GERES_START_TASK                    what its processes are known by
 """
 
 TOPICS = {
