@@ -37,4 +37,5 @@ def test_no_request_of_the_document_ends_in_a_fault(api: Api) -> None:
         seen += 1
 
     assert seen > 25
-    assert api.get("/v1/doctor") == []
+    # A request that was good may have queued a task, and no node is here to take it.
+    assert [one for one in api.get("/v1/doctor") if one["kind"] != "pool"] == []
