@@ -21,7 +21,7 @@ from tests.simulation.network import Connection
 from tests.simulation.servers import LEASE_US, Server
 from tests.simulation.strands import Fault
 from tests.simulation.times import SECOND, Time
-from tests.simulation.truth import Plan, Truth
+from tests.simulation.truth import Plan, Truth, Wrong
 
 _KINDS = ("store", "server", "agent", "supervisor", "host", "cut", "delay", "people", "long", "faults")
 _CALM = dict.fromkeys(("store", "server", "agent", "supervisor", "host", "cut", "delay", "faults"), 0.0)
@@ -230,6 +230,9 @@ class Fleet:
             host.agent.node.repeat(self._time.monotonic())
         frame = host.agent.node.next_frame(self._time.monotonic())
         if frame is not None:
+            host.agent.gave_back.update(
+                (end.task, end.attempt) for end in frame.ended if end.outcome == "given_back"
+            )
             connection.say(frame)
 
     def _beat(self, host: Host, connection: Connection) -> None:
@@ -260,6 +263,8 @@ class Fleet:
     # machines
 
     def _start_process(self, host: Host, attempt: Attempt) -> tuple[int, int]:
+        if host.agent is not None and attempt.key in host.agent.gave_back:
+            raise Wrong(f"{host.name} starts {show_task(attempt.key[0])}/{attempt.key[1]}, which it gave back")
         self._truth.begin(host, attempt)
         plan = self._truth.plans[attempt.key[0]]
         plan.runs += 1

@@ -214,6 +214,7 @@ class _Agent:
         self.node = Node(orders, nothing, nothing)
         self.node.link = link
         self.linked = False
+        self.gave_back: set[Key] = set()  #: attempts of which it has said that they never start
 
 
 class Host:
