@@ -178,3 +178,22 @@ def test_what_waits_for_a_job_is_not_skipped_while_its_task_is_run_again(two: Tw
     world.db.call(ends.free_children_of_jobs, now_us=world.now_us)
     assert states(world, children) == {"queued": 5}
     check(world)
+
+
+def test_a_job_with_tasks_that_were_up_to_date_has_not_failed(world: World) -> None:
+    job = world.job(name="j")
+    fresh, parent = world.submit(2, job=job, cpus=0.1)
+    children = world.submit(25, after=[job])
+    node = world.connect()
+    world.assign(node)
+    world.turn(node, 0, ended=[ended(fresh, 1, "skipped"), ended(parent, 1, "failed")])
+    while world.db.call(ends.free_children_of_jobs, now_us=world.now_us)[1]:
+        pass
+    assert states(world, children) == {"skipped": 25}
+    rerun(world, parent)
+    run(world, parent)
+
+    revive(world)
+    while world.db.call(ends.free_children_of_jobs, now_us=world.now_us)[1]:
+        pass
+    assert states(world, children) == {"queued": 25}

@@ -301,7 +301,8 @@ def revive(tx: Tx, *, now_us: int) -> tuple[Done, bool]:
 def _may_revive(tx: Tx, parent: int) -> bool:
     """False where the task, or the job, has failed once more meanwhile, or is gone."""
     if not number_of(parent):
-        return tx.value("job_has_failed", job_id=job_of(parent)) is None
+        whole = tx.value("lock_ended_job", job_id=job_of(parent)) is not None
+        return not (whole and tx.value("outcome_of_job", job_id=job_of(parent)))
     rows = tx.rows("lock_parent_tasks", task_ids=[parent])
     return bool(rows) and (not TaskState(rows[0][2]).final or counts_as_success(rows[0][2], rows[0][3]))
 

@@ -86,12 +86,6 @@ SELECT t.id, t.job_id, t.state, t.own_id FROM dependency d JOIN task t ON t.id =
  ORDER BY d.child_id LIMIT :limit
 /* for update */
 
--- name: job_has_failed
--- All its tasks have ended, and not all of them well.
-SELECT 1 FROM job
- WHERE id = :job_id AND failed + cancelled + skipped > 0
-   AND task_count + array_total - array_done = succeeded + failed + cancelled + skipped
-
 -- name: bad_parents_of
 SELECT d.child_id, d.parent_task_id FROM dependency d JOIN task p ON p.id = d.parent_task_id
  WHERE d.child_id IN ids(:task_ids) AND d.how = 'success'
