@@ -264,7 +264,8 @@ class Fleet:
 
     def _start_process(self, host: Host, attempt: Attempt) -> tuple[int, int]:
         if host.agent is not None and attempt.key in host.agent.gave_back:
-            raise Wrong(f"{host.name} starts {show_task(attempt.key[0])}/{attempt.key[1]}, which it gave back")
+            told = f"{show_task(attempt.key[0])}/{attempt.key[1]}"
+            raise Wrong(f"{host.name} starts {told}, which it gave back")
         self._truth.begin(host, attempt)
         plan = self._truth.plans[attempt.key[0]]
         plan.runs += 1
