@@ -52,7 +52,7 @@ BAD = {
     "argument that is no text": (["submit", "--", "echo", NOT_TEXT], ["command[1]", "Unicode"]),
     "name that is no text": (["submit", "--name", NOT_TEXT, "--", "true"], ["name", "Unicode"]),
     "variable that is no text": (["submit", "--env", f"A={NOT_TEXT}", "--", "true"], ["--env A", "Unicode"]),
-    "metadata that are no text": (["submit", "--meta", f"a={NOT_TEXT}", "--", "true"], ["--meta a", "Unicode"]),
+    "metadata that are no text": (["submit", "--meta", f"a={NOT_TEXT}", "--", "true"], ["--meta a"]),
     "job that is no text": (["submit", "-J", NOT_TEXT, "--", "true"], ["Unicode", "ids, names"]),
     "id that is no text": (["logs", NOT_TEXT], ["Unicode"]),
     "filter that is no text": (["tasks", "--filter", f'name == "{NOT_TEXT}"'], ["Unicode"]),

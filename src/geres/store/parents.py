@@ -67,7 +67,7 @@ def _meant(tx: Tx, caller: Caller, after: Sequence[str]) -> tuple[list[int], lis
 
 
 def _of_range(tx: Tx, caller: Caller, ref: str) -> list[int]:
-    """The tasks of `12.3-9` or of an id of one's own; of an array that still gets tasks a range is refused."""
+    """The tasks of `12.3-9` or of an id of one's own; a range of an array that still grows is refused."""
     keys = tasks.keys_of(tx, caller, ref)
     if not keys:
         raise NotFound(f"there is no task {ref}", id=ref)
