@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psycopg
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from geres.errors import StoreUnavailable
 from geres.model.jobs import ArraySpec
 from geres.model.tasks import TaskSpec
-from geres.server import opening
+from geres.server import loops, opening
 from geres.store import arrays, migrate
 from geres.store.database import Database, Locked, Tx, open_database
 from geres.store.migrate import Migration
@@ -271,3 +273,21 @@ def test_a_dump_that_goes_on_and_on_is_named(fresh_postgres, monkeypatch):
         monkeypatch.setattr(migrate, "migrations", lambda: [*known, later])
         with pytest.raises(Locked, match="is a dump being made of it"):
             opening.open_store(url, now_us=0)
+
+
+@pytest.mark.anyio
+async def test_the_second_part_of_a_migration_is_not_tried_again_at_once(fresh_postgres, monkeypatch):
+    url = fresh_postgres()
+    known = migrate.migrations()
+    after = "ALTER TABLE pool DROP COLUMN colour;"
+    later = Migration(len(known) + 1, "colour", "ALTER TABLE pool ADD COLUMN colour TEXT;", after)
+    monkeypatch.setattr(migrate, "migrations", lambda: [*known, later])
+    with contextlib.closing(opening.open_store(url, now_us=0)) as opened:
+        context = SimpleNamespace(db=opened.db, server_id=1, clock=lambda: 0)
+        migrator = loops.Migrator(cast("Any", context))
+        with psycopg.connect(url) as dump:
+            dump.execute("LOCK TABLE pool IN ACCESS SHARE MODE")
+            assert not await migrator.step()  # an error would have it tried again within two seconds
+        await migrator.step()
+        with psycopg.connect(url) as connection, pytest.raises(psycopg.errors.UndefinedColumn):
+            connection.execute("SELECT colour FROM pool")

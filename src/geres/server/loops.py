@@ -26,7 +26,7 @@ from geres.store import (
     upkeep,
     webhooks,
 )
-from geres.store.database import Order
+from geres.store.database import Locked, Order
 
 log = logging.getLogger("geres.server")
 
@@ -124,7 +124,13 @@ class Migrator:
     async def step(self) -> bool:
         db = self._context.db
         server_id = self._context.server_id if db.dialect == "postgres" else None
-        names, waits = await db.run_as(Order.LOOP, migrate.finish, server_id, now_us=self._context.clock())
+        try:
+            names, waits = await db.run_as(
+                Order.LOOP, migrate.finish, server_id, now_us=self._context.clock()
+            )
+        except Locked as error:  # in a minute again, and not at once: others wait behind each try
+            log.info("a migration waits: %s", error)
+            return False
         for name in names:
             log.info("migration %s is complete", name, extra={"event": "migrated"})
         if waits:
