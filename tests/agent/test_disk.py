@@ -15,8 +15,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from geres.agent import upkeep
 from geres.agent.journal import Journal, read
 from geres.agent.upkeep import Upkeep
+from geres.cli import home as homes
 from tests.agent.world import Agent, Server, until
 from tests.conftest import missing
 
@@ -52,6 +54,41 @@ def test_an_end_finds_room_in_the_reserve_when_the_disk_is_full(
     assert read(str(path)).ended == {(TASK + 1, 1): END}
     journal.hold_reserve()
     assert reserve.exists(), "it is held again where there is room"
+
+
+def nest(folder: Path, levels: int = 1500) -> None:
+    """A file below very many folders, one in the other."""
+    place = os.open(folder, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=place)
+        inner = os.open("d", os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    file = os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=place)
+    os.write(file, b"x" * MIB)
+    os.close(file)
+    os.close(place)
+
+
+def test_folders_nested_deeper_than_python_looks_are_measured_and_removed(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: subprocess.run(["rm", "-rf", str(tmp_path)]))  # pytest cannot either
+    tasks, home = tmp_path / "tasks", tmp_path / "home"
+    for name in ("1/1", "1/2", "2/1", ".lost-1"):
+        (tasks / name / "wd").mkdir(parents=True)
+        (tasks / name / ".retain").write_text("0\n")
+        if name != "1/2":
+            nest(tasks / name / "wd")
+    (home / "agent").mkdir(parents=True)
+    nest(home / "agent")
+
+    assert upkeep._disk_usage(str(tasks / "1" / "1"), 100 * MIB) >= MIB
+    upkeep._sweep(tasks, 1.0)
+    assert list(tasks.iterdir()) == []
+    assert homes.size_of(home / "agent") == MIB
+    assert homes.remove(home) == []
+    assert not home.exists()
 
 
 def test_a_journal_that_cannot_be_replaced_stays_as_it_was(

@@ -7,12 +7,12 @@ import contextlib
 import ctypes
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from geres import trees
 from geres.agent.ends import HEAD_BYTES
 from geres.agent.link import ask
 from geres.model.ids import show_task
@@ -133,7 +133,7 @@ class Upkeep:
         for path in sorted(marked, key=_age):
             if free >= enough:
                 break
-            shutil.rmtree(path.parent, ignore_errors=True)
+            trees.remove(path.parent)
             count, free = count + 1, self._disk()[0]
         if count:
             log.warning(
@@ -217,12 +217,8 @@ def _measure(
 def _disk_usage(folder: str, enough: int) -> int:
     """Bytes on disk of the files below a folder; counting ends beyond `enough`."""
     total = 0
-    for root, _, names in os.walk(folder):
-        for name in names:
-            try:
-                total += os.lstat(os.path.join(root, name)).st_blocks * 512
-            except OSError:
-                continue
+    for found in trees.files_below(folder):
+        total += found.st_blocks * 512
         if total > enough:
             break
     return total
@@ -272,7 +268,7 @@ def _task_files(folder: Path) -> list[Path]:
 def _mark(folder: Path, until: float) -> None:
     try:
         (folder / _RETAIN).write_text(f"{until:.3f}\n")
-        shutil.rmtree(folder / "tmp", ignore_errors=True)
+        trees.remove(folder / "tmp")
     except OSError as error:
         log.warning("%s cannot be marked: %s", folder, error)
 
@@ -285,7 +281,7 @@ def _tidy(folder: Path, files: dict[str, str]) -> None:
         if out.is_dir() and not any(out.iterdir()):
             out.rmdir()
         if not _task_files(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            trees.remove(folder)
             folder.parent.rmdir()
     except OSError:
         pass  # the job's folder still holds others
@@ -293,13 +289,13 @@ def _tidy(folder: Path, files: dict[str, str]) -> None:
 
 def _sweep(tasks: Path, now: float) -> None:
     for lost in tasks.glob(".lost-*"):
-        shutil.rmtree(lost, ignore_errors=True)
+        trees.remove(lost)
     for job in tasks.iterdir():
         if not job.name.isdigit():
             continue
         for folder in list(job.iterdir()):
             if _is_over(folder, now):
-                shutil.rmtree(folder, ignore_errors=True)
+                trees.remove(folder)
         try:
             job.rmdir()
         except OSError:

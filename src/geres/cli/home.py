@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from geres import config
+from geres import config, trees
 from geres.errors import Conflict, Invalid
 from geres.mounts import network_file_system
 from geres.sdk.discover import UpFile, is_alive, read_address
@@ -109,7 +109,7 @@ def remove(home: Path) -> list[Path]:
     """Remove what is ours, and the folder if nothing else is in it; what was left."""
     for path in ours(home):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, onerror=_make_writable)
+            trees.remove(path, _make_writable)
         else:
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
@@ -121,12 +121,7 @@ def size_of(path: Path) -> int:
     """Bytes of a file, or of all files of a folder; links are not followed."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
-    total = 0
-    for folder, _, files in os.walk(path):
-        for name in files:
-            with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
+    return sum(found.st_size for found in trees.files_below(path))
 
 
 def _make_writable(function: object, path: str, error: object) -> None:
