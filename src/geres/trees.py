@@ -1,4 +1,4 @@
-"""Folders that tasks have filled, however deep: where the standard library calls itself for each level, it fails."""
+"""Folders that tasks have filled, however deep: where the standard library recurses, it fails for some."""
 
 from __future__ import annotations
 
