@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from geres.errors import StoreUnavailable
-from geres.model.wire import Ended, Frame
+from geres.model.wire import Ended, Frame, Heartbeat
 from geres.server import dispatcher as dispatching_here
 from geres.server.asking import Asking
 from geres.store import dispatching, task_actions
@@ -101,6 +101,7 @@ async def test_ends_for_which_there_is_no_room_stay_with_their_agents(
     tasks = servers.world.submit(8, cpus=0.1)
     desk = await servers.connect()
     await servers.turns()
+    desk.busy_at = 0.0
     monkeypatch.setattr(dispatching_here, "_MOST_BYTES", 60_000)
     ends = [Ended(key(one), 1, "succeeded", stdout=b"x" * 20_000) for one in tasks]
     servers.db.loses_answers = True
@@ -112,6 +113,9 @@ async def test_ends_for_which_there_is_no_room_stay_with_their_agents(
         servers.dispatcher.receive(desk, Frame(ended=[end]))
     assert servers.dispatcher.queue_lengths()["ends"] == 3
     assert len(desk.held) == 5, "the others are still there, and so is their room taken"
+    for number in range(3):
+        servers.dispatcher.receive(desk, Frame(heartbeat=Heartbeat(0, 0, number=number)))
+    assert not desk.gone, "that it has sent more than we took is no fault of its"
     servers.db.loses_answers = False
 
     for _ in range(3):

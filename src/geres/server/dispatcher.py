@@ -44,7 +44,6 @@ _MOST_MEANS = 20_000  #: lanes whose mean run time is kept
 _SEND_AWAY_SECONDS = 2.0  #: at the end of this server, all nodes within so long
 _QUIET_SECONDS = 2.0  #: without traffic before a checksum is compared
 
-
 #: What is raised for what stands in the store of a single task.
 _UNREADABLE = (ValueError, TypeError, msgspec.MsgspecError)
 
@@ -125,8 +124,7 @@ class Dispatcher:
         )
         if old := self.desks.get(answer.node_id):
             self.disconnect(old, "the node has connected again")
-        facts = facts_of(hello)
-        room = empty_room(answer.node_id, facts)
+        room = empty_room(answer.node_id, facts_of(hello))
         desk = Desk(
             answer.node_id, hello.node, answer.pool_id, answer.epoch, room, send, close, hello.account
         )
@@ -137,13 +135,9 @@ class Dispatcher:
         desk.start = answer.start
         desk.open_or_close()
         again, give_back = take_in(desk, answer.held, answer.resend, hello.running, hello.gpu_ids)
-        frame = Frame(
-            welcome=Welcome(
-                *(answer.epoch, answer.node_id, self._lease_seconds, self._lease_seconds / 3),
-                *(self._me.version, desk.start.order),
-            ),
-            kill=answer.kill,
-        )
+        lease, order = self._lease_seconds, desk.start.order
+        welcome = Welcome(answer.epoch, answer.node_id, lease, lease / 3, self._me.version, order)
+        frame = Frame(welcome=welcome, kill=answer.kill)
         resent = {held.spec_id: answer.specs[held.spec_id] for held, _ in again}
         await self._known.load({job_of(held.id) for held, _ in again}, resent.keys(), resent)
         for held, ahead in again:
@@ -256,7 +250,7 @@ class Dispatcher:
             desk.full = beat.full
             desk.open_or_close()
             self.ring_here()
-        if desk.heartbeat_at - desk.busy_at < _QUIET_SECONDS:
+        if desk.heartbeat_at - desk.busy_at < _QUIET_SECONDS or self._ended_bytes > _MOST_BYTES:
             return
         same = beat.count == len(desk.held) and beat.checksum == desk.checksum()
         desk.mismatches = 0 if same else desk.mismatches + 1
