@@ -25,6 +25,7 @@ WORKERS = 4  #: webhooks that a server sends to at once
 _AT_ONCE = 4  #: messages that one receiver gets at once, where more wait than these few:
 _FEW = 20
 _ROUND_SECONDS = 5.0  #: with the time limit of one message well within a claim
+_REST_SECONDS = 0.01  #: after what goes at once, so that turns have most of the processor
 _SETTLE_SECONDS = 5.0
 _FIRST_PAUSE_SECONDS = 2.0
 _LONGEST_PAUSE_SECONDS = 3600.0
@@ -63,6 +64,7 @@ class Sending:
             sent.add(piece, errors)
             if sent.failed or time.monotonic() > until:
                 return
+            await anyio.sleep(_REST_SECONDS)
 
     async def _post(self, claimed: Claimed, message: Message, errors: dict[int, str | None]) -> None:
         poster = await self._context.poster()
