@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +14,7 @@ import pytest
 from geres.errors import StoreUnavailable
 from geres.server import hooks
 from geres.server.attending import Attendant
+from geres.store.database import open_database
 from geres.store.node_actions import Silent
 from tests.agent.world import until
 from tests.api.world import Agent, Api
@@ -84,6 +86,22 @@ def test_a_hook_that_hangs_holds_up_no_loop(tmp_path: Path) -> None:
         until(lambda: rounds() > before + 1, 30)
         assert psutil.pid_exists(int(pids.read_text()))
     assert not psutil.pid_exists(int(pids.read_text()))
+
+
+def test_a_server_without_the_hook_leaves_a_reboot_to_one_that_has_it(tmp_path: Path) -> None:
+    with Api(tmp_path / "home") as api:
+        Agent(api).close()
+        db = open_database(f"sqlite:{api.home / 'geres.db'}")
+        with contextlib.closing(db):
+            db.call(lambda tx: tx.raw_run("UPDATE node SET going = 'reboot', draining = ?", [1]))
+
+            def rounds() -> int:
+                loops = api.get("/v1/debug/state")["loops"]
+                return next(loop["rounds"] for loop in loops if loop["name"] == "going nodes")
+
+            before = rounds()
+            until(lambda: rounds() > before + 1, 30)
+            assert db.call(lambda tx: tx.raw("SELECT going FROM node")) == [("reboot",)]
 
 
 async def test_a_store_that_is_away_while_a_hook_is_noted_ends_no_server(

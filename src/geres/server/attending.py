@@ -63,6 +63,8 @@ class Attendant:
             if done.asked_nodes:
                 self._dispatcher.asked(done.asked_nodes)
                 more = True
+            elif node.going.startswith("reboot") and not self._commands.get("reboot"):
+                continue  # of a server that has the hook
             elif await db.run_as(Order.LOOP, node_actions.begin, node, now_us=clock()):
                 if node.going.startswith("remove"):
                     self._say_goodbye(node)
