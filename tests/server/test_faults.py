@@ -42,6 +42,7 @@ def task(servers: Servers, one: str) -> tuple[str, str | None]:
         'UPDATE task SET argv = \'{"no": "argv"\' WHERE id = ?',
         "UPDATE task SET argv = '7' WHERE id = ?",
         "UPDATE spec SET body = 'no JSON' WHERE id = (SELECT spec_id FROM task WHERE id = ?)",
+        "DELETE FROM spec WHERE id = (SELECT spec_id FROM task WHERE id = ?)",
     ],
 )
 async def test_a_task_that_cannot_be_read_fails_alone(servers: Servers, sql: str) -> None:
@@ -120,3 +121,15 @@ async def test_reports_of_a_turn_whose_dispatch_fails_are_stored(servers: Server
 
     assert task(servers, first) == ("succeeded", None)
     assert task(servers, second) == ("failed", "internal")
+
+
+async def test_a_node_with_a_task_without_specification_connects_again(servers: Servers) -> None:
+    bad = servers.world.submit(meta={"bad": "yes"})[0]
+    await servers.connect()
+    await servers.turns()
+    spoil(servers, "DELETE FROM spec WHERE id = (SELECT spec_id FROM task WHERE id = ?)", key(bad))
+    servers.dispatcher._known.specs.clear()  # as at another server
+
+    await servers.connect()
+    await servers.turns()
+    assert task(servers, bad) == ("failed", "internal")

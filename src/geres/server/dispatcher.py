@@ -138,7 +138,7 @@ class Dispatcher:
         lease, order = self._lease_seconds, desk.start.order
         welcome = Welcome(answer.epoch, answer.node_id, lease, lease / 3, self._me.version, order)
         frame = Frame(welcome=welcome, kill=answer.kill)
-        resent = {held.spec_id: answer.specs[held.spec_id] for held, _ in again}
+        resent = {held.spec_id: answer.specs.get(held.spec_id, "") for held, _ in again}
         await self._known.load({job_of(held.id) for held, _ in again}, resent.keys(), resent)
         for held, ahead in again:
             try:

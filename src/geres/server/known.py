@@ -23,7 +23,7 @@ class Known:
     def __init__(self, db: Database) -> None:
         self._db = db
         self.specs: dict[int, KnownSpec] = {}
-        self.unreadable: dict[int, str] = {}  #: specifications that cannot be decoded, and why
+        self.unreadable: dict[int, str] = {}  #: specifications that cannot be decoded or are gone, and why
         self.jobs: dict[int, JobFacts] = {}
         self._jobs_since = time.monotonic()
 
@@ -45,9 +45,12 @@ class Known:
                 found = await self._db.read(dispatching.job_facts, jobs)
                 self.jobs |= dict.fromkeys(jobs, JobFacts("", {}, False)) | found  # one may be gone
             if specs:
-                self._decode(await self._db.read(dispatching.specs, specs))
+                bodies = await self._db.read(dispatching.specs, specs)
+                self._decode(bodies)
+                self.unreadable |= dict.fromkeys(set(specs) - bodies.keys(), "its specification is gone")
         _trim(self.jobs, job_ids)
         _trim(self.specs, spec_ids)
+        _trim(self.unreadable, spec_ids)
 
     def _decode(self, bodies: Mapping[int, str]) -> None:
         for spec_id, body in bodies.items():
