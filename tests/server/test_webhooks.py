@@ -160,6 +160,7 @@ async def test_a_message_that_is_never_taken_holds_up_no_other(world: World, rec
     await server.context.close()
 
     assert sorted(m["task_id"] for m in receiver.messages if m["task_id"] != first) == others
+    assert len(receiver.got) == 4  # alone, then with the others, and then not at once again
     assert (shown(world, one).delivered, shown(world, one).waiting, shown(world, one).error) == (
         *(2, 1, "it answered 422"),
     )
