@@ -53,7 +53,16 @@ def test_the_home_gets_tokens_and_an_address_for_its_owner_alone(api: Api) -> No
     address = json.loads((api.home / "address.json").read_text())
 
     assert address["url"] == api.url
-    assert set(address) == {"url", "host_id", "host", "pid", "version", "started_at", "fingerprint"}
+    assert set(address) == {
+        "url",
+        "host_id",
+        "host",
+        "pid",
+        "version",
+        "started_at",
+        "fingerprint",
+        "listens",
+    }
     for name in ("token", "agent.token", "address.json"):
         assert stat.S_IMODE((api.home / name).stat().st_mode) == 0o600
     assert len(api.token) == len(api.agent_token) == 43
