@@ -42,7 +42,7 @@ from geres.server.inside import Inside
 from geres.server.leases import Leases
 from geres.server.opening import Opened
 from geres.server.waiters import Waiters
-from geres.server.webhooks import WORKERS, Sending
+from geres.server.webhooks import Sending
 from geres.store import secrets as store_secrets
 from geres.store import servers
 from geres.store.servers import Introduction
@@ -325,7 +325,10 @@ class _Server:
             ("sweeper", loops.Sweeper(context).step, 60.0, Doorbell()),
             ("clock", clock.step, lease / 3, Doorbell()),
             *([("certificate", self._tls.step, 30.0, Doorbell())] if self._tls else []),
-            *((f"webhooks {n}", sending.step, 1.0, Doorbell()) for n in range(1, WORKERS + 1)),
+            *(
+                (f"webhooks {n}", sending.step, 15.0 if n else 1.0, bell)
+                for n, bell in enumerate(sending.bells)
+            ),
         ):
             pulse = context.pulses[name] = Pulse(every)
             group.start_soon(_loop, name, step, every, bell, pulse)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import anyio
 
+from geres.aio import Doorbell
 from geres.api.context import Context
 from geres.model.webhooks import JOB_ENDED, host_of
 from geres.store import webhooks
@@ -36,6 +37,8 @@ class Sending:
 
     def __init__(self, context: Context, *, jitter: Callable[[float, float], float] = random.uniform) -> None:
         self._context, self._jitter = context, jitter
+        #: One for each worker: the first one looks every second, and wakes the others where there is work.
+        self.bells = [Doorbell() for _ in range(WORKERS)]
 
     async def step(self) -> bool:
         """Send a round to one webhook.  True where one was due: there may be more."""
@@ -45,6 +48,8 @@ class Sending:
         claimed = await db.run_as(Order.LOOP, webhooks.claim, now_us=clock())
         if claimed is None:
             return False
+        for bell in self.bells:
+            bell.ring()
         messages = await db.read(webhooks.next_messages, claimed.id, now_us=clock())
         sent = _Round(claimed, lost=[one.id for one in messages if one.body is None])
         try:
