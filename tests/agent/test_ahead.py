@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from geres.agent.attempts import Spec
 from geres.agent.capture import Captures
 from geres.agent.cgroups import MemoryGroups
 from geres.agent.ends import ended_of
@@ -101,6 +102,31 @@ def test_a_start_whose_specification_is_not_there_is_given_back(tmp_path: Path) 
     assert running.is_urgent
     running.acknowledge([(TASK + 1, 1)])
     assert not running.ended
+
+
+def test_the_room_of_what_is_killed_is_for_what_waits_and_not_for_what_comes_later(tmp_path: Path) -> None:
+    """A server that does not know an attempt has it killed, and counts its room as free at once."""
+    starter = Starter(Folders(str(tmp_path / "tasks")), Captures(str(tmp_path)), MemoryGroups())
+    running = Running(starter, Journal(str(tmp_path / "journal"), "boot"))
+    sleeps = Spec({"argv": [b"sleep", b"60"], "env": {}})
+
+    def add(number: int, ahead: int) -> tuple[int, int]:
+        running.add((TASK + number, 1, 1, LANE, ahead, None, None), sleeps, 0.0)
+        return TASK + number, 1
+
+    def ready() -> list[tuple[int, int]]:
+        return [attempt.key for attempt in running.lanes.ready]
+
+    first, waits = add(1, ahead=0), add(2, ahead=1)
+    running.start_some(0.0)
+    running.kill_silently([first])
+    assert ready() == [waits]
+
+    later = add(3, ahead=1)
+    until(lambda: running.reap(0.0) or first not in running.attempts)
+
+    assert ready() == [waits]
+    assert later in running.attempts
 
 
 async def test_a_start_is_told_only_where_the_end_is_not(server: Server, agent: Agent) -> None:

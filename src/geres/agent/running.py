@@ -143,6 +143,8 @@ class Running:
                 self._give_back(attempt)
             elif attempt.state is RUNNING:
                 kill(attempt.pid, group=True)
+                # The server has not counted it: its room is for what waits by now, not for what comes later.
+                self.lanes.leave(attempt)
 
     # -- the loop's steps
 
