@@ -286,7 +286,7 @@ def test_u012_what_cannot_work_is_refused_before_anything_is_stored(cluster, tmp
         ("-m", "2X", "--", "true"): "memory",
         ("-c", "-1", "--", "true"): "cpus",
         ("--priority", "urgent", "--", "true"): "priority",
-        ("--time-limit", "soon", "--", "true"): "time_limit",
+        ("--time-limit", "soon", "--", "true"): "--time-limit",
         ("--after", "999.9", "--", "true"): "999.9",
         ("--job", "nosuch", "--", "true"): "nosuch",
         ("--match", "node.arch =", "--", "true"): "match",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import threading
+from typing import Any
 
 import pytest
 
+import geres
 from geres.errors import Conflict, Invalid, NotFound, TaskFailed, TimedOut
 from geres.model.states import JobState, Reason, TaskState
 
@@ -180,18 +182,33 @@ def test_waiting_for_many_asks_for_the_stream_and_not_for_each_task(client, monk
     assert len(asked) < 150
 
 
-def test_waiting_for_a_job_is_about_the_tasks_it_has_now(client):
+class Watched(geres.Client):
+    """Tells when it waits for results."""
+
+    def __init__(self, url: str, token: str) -> None:
+        super().__init__(url, token)
+        self.waits = threading.Event()
+
+    def results_page(self, *args: Any, **query: Any) -> Any:
+        self.waits.set()
+        return super().results_page(*args, **query)
+
+
+def test_waiting_for_a_job_is_about_the_tasks_it_has_now(client, cluster, tmp_path):
     job = client.create_job(next(_names))
-    job.submit(["sleep", "0.3"])
-    waited = threading.Thread(target=job.wait, kwargs={"timeout": 20})
+    job.submit(shell=f"until [ -e {tmp_path / 'go'} ]; do sleep 0.02; done")
+    watched = Watched(cluster.url, cluster.token)
+    waited = threading.Thread(target=watched.job(job.id).wait, kwargs={"timeout": 20})
     waited.start()
-    late = []
-    while waited.is_alive() and len(late) < 200:
-        late.append(job.submit(["sleep", "600"], hold=True))
-        waited.join(0.01)
+    assert watched.waits.wait(20)  # it knows by now which tasks there are
+
+    late = job.submit(["sleep", "600"], hold=True)
+    (tmp_path / "go").touch()
+
     waited.join(20)
     assert not waited.is_alive()
-    assert late[0].state is TaskState.HELD
+    assert late.state is TaskState.HELD
+    watched.close()
     job.cancel()
 
 

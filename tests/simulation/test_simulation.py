@@ -22,7 +22,7 @@ from tests.simulation.simulation import Failed, Simulation
 FEW = {"sqlite": 150, "postgres": 8}
 #: Other schedules each day would make a red build a matter of luck; the long form goes on from here.
 FIRST = int(os.environ.get("SEED", "0"))
-MUTANT_SCHEDULES = 240
+MUTANT_SCHEDULES = 1000
 #: These are looked for each time, the others with `make chaos`.
 SIX = (
     "the fence is dropped",
