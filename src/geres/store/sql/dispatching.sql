@@ -2,9 +2,10 @@
 SELECT id, name, meta, array_total FROM job WHERE id IN ids(:job_ids)
 
 -- name: asked_on
+-- `+ 0`: by the index of what was asked, not by the key through all tasks.
 SELECT node_id, id, attempt, asked, message, asked_at FROM task
- WHERE node_id IN ids(:node_ids) AND asked IS NOT NULL AND id > :after
- ORDER BY id LIMIT :limit
+ WHERE node_id IN ids(:node_ids) AND asked IS NOT NULL AND id + 0 > :after
+ ORDER BY id + 0 LIMIT :limit
 
 -- name: kills_on
 SELECT node_id, task_id, attempt FROM kill

@@ -154,7 +154,7 @@ SELECT job.id FROM job
 SELECT id, node_id FROM task
  WHERE lane_id IN (SELECT lane.id FROM lane WHERE lane.job_id = :job_id) AND node_id IS NOT NULL
    AND (asked IS NULL OR asked NOT IN ('cancel', 'requeue'))
- ORDER BY id LIMIT :limit
+ ORDER BY id + 0 LIMIT :limit
 /* for update */
 
 -- name: job_to_end

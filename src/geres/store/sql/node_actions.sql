@@ -24,7 +24,7 @@ SELECT id, tenant_id, name, state, going, going_why, address, info FROM node
 -- What still has to be told that it must leave; one that is asked something else is asked again.
 SELECT id FROM task
  WHERE node_id = :node_id AND (asked IS NULL OR asked NOT IN ('cancel', 'requeue'))
- ORDER BY id LIMIT :limit
+ ORDER BY id + 0 LIMIT :limit
 
 -- name: has_task_on_node
 SELECT 1 FROM task WHERE node_id = :node_id LIMIT 1

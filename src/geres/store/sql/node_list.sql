@@ -10,7 +10,7 @@ SELECT n.*, p.name AS pool FROM node n JOIN pool p ON p.id = n.pool_id
 SELECT at, state, why FROM node_event WHERE node_id = :node_id ORDER BY at DESC LIMIT :limit
 
 -- name: tasks_on_node
-SELECT id FROM task WHERE node_id = :node_id ORDER BY id LIMIT :limit
+SELECT id FROM task WHERE node_id = :node_id ORDER BY id + 0 LIMIT :limit
 
 -- name: classes_on_nodes
 SELECT t.node_id, c.body, count(*) FROM task t

@@ -84,7 +84,7 @@ SELECT id, attempt, node_id, state, asked, lane_id, spec_id, retry_count, requeu
                 WHERE spec.id = task.spec_id
                   AND (COALESCE(spec.on_disconnect, node.on_disconnect, 'run') <> 'keep'
                        OR node.removed_at IS NOT NULL))
- ORDER BY id LIMIT :limit
+ ORDER BY id + 0 LIMIT :limit
 /* for update */
 
 -- name: disconnect_node

@@ -59,12 +59,14 @@ UPDATE lane SET active = 0
    AND NOT EXISTS (SELECT 1 FROM task WHERE task.lane_id = lane.id AND task.state = 'queued')
 
 -- name: assign_tasks
+-- They were locked as queued in this transaction; to ask for the state again would tempt a planner that saw few
+-- tasks to read all queued ones.
 UPDATE task
    SET state = 'assigned', attempt = task.attempt + 1, node_id = CAST(batch.value->>1 AS BIGINT), reason = NULL,
        message = NULL, previous_state = 'queued', previous_since = task.state_since, state_since = :now_us,
        assigned_at = :now_us, started_at = NULL
   FROM json_each(:batch) AS batch
- WHERE task.id = CAST(batch.value->>0 AS BIGINT) AND task.state = 'queued'
+ WHERE task.id = CAST(batch.value->>0 AS BIGINT)
 RETURNING task.id, task.attempt
 
 -- name: start_tasks
