@@ -43,7 +43,7 @@ _AWAY_SECONDS = 4.0  #: what had not come to its commit is done again when the d
 _AGAIN_SECONDS = 0.1
 _SCHEMA_LOCK = 4470_4470
 _FEW = 4  #: up to so many rows an INSERT for each is quicker than COPY
-#: Each plan is made once, perhaps while the tables are empty, and has to do for a million rows: by indexes only.
+#: Each plan is made once, perhaps while tables are empty, and has to do for a million rows: by indexes only.
 _ALL = "-c plan_cache_mode=force_generic_plan -c jit=off " + " ".join(
     f"-c enable_{way}=off" for way in ("seqscan", "hashjoin", "mergejoin")
 )
