@@ -143,8 +143,7 @@ class Running:
                 self._give_back(attempt)
             elif attempt.state is RUNNING:
                 kill(attempt.pid, group=True)
-                # The server has not counted it: its room is for what waits by now, not for what comes later.
-                self.lanes.leave(attempt)
+                self.lanes.leave(attempt)  # to what waits by now: the server does not count it any more
 
     # -- the loop's steps
 
