@@ -90,7 +90,7 @@ def fleet(place: Place) -> Iterator[Row]:
     _allow_descriptors(place.fleet_nodes)
     yield from plans(place)
     for store in place.stores:
-        with _place(store, 1) as (servers, url):
+        with servers_on(store, 1) as (servers, url):
             yield from _idle(servers, place, store)
             yield from _load(servers, place, store, url)
     if "postgres" in place.stores:
@@ -135,7 +135,7 @@ def _room(number: int) -> Room:
 
 def _idle(servers: Servers, place: Place, store: str) -> Iterator[Row]:
     count = min(_IDLE_NODES, place.fleet_nodes)
-    with _agents(servers, count):
+    with agents(servers, count):
         time.sleep(_SETTLE_SECONDS)
         before, begun = servers.cpu_seconds(), time.monotonic()
         time.sleep(_SETTLE_SECONDS if place.short else _IDLE_SECONDS)
@@ -154,7 +154,7 @@ def _load(servers: Servers, place: Place, store: str, url: str) -> Iterator[Row]
     nodes, tasks = place.fleet_nodes, place.fleet_tasks
     begun = time.monotonic()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_agents(servers, nodes))
+        stack.enter_context(agents(servers, nodes))
         seconds = time.monotonic() - begun
         connected = sum(node.connected for node in servers.client().nodes())
         yield Row(
@@ -217,7 +217,7 @@ def _two_against_one(place: Place) -> Row:
     nodes, tasks = min(place.fleet_nodes, 1000), place.fleet_tasks
     rates = []
     for count in (1, 2):
-        with _place("postgres", count) as (servers, _), _agents(servers, nodes):
+        with servers_on("postgres", count) as (servers, _), agents(servers, nodes):
             _rate(servers, max(1000, tasks // 10))
             rates.append(_rate(servers, tasks))
     return Row(
@@ -234,7 +234,7 @@ def _two_against_one(place: Place) -> Row:
 
 
 @contextlib.contextmanager
-def _place(store: str, count: int) -> Iterator[tuple[Servers, str]]:
+def servers_on(store: str, count: int) -> Iterator[tuple[Servers, str]]:
     """Servers on a fresh store, and the store's URL."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="geres-bench-")))
@@ -249,7 +249,7 @@ def _place(store: str, count: int) -> Iterator[tuple[Servers, str]]:
 
 
 @contextlib.contextmanager
-def _agents(servers: Servers, count: int) -> Iterator[None]:
+def agents(servers: Servers, count: int) -> Iterator[None]:
     """Agents spread over the servers, all connected."""
     token = servers.token("agent.token")
     parts, first = [], 0
