@@ -8,7 +8,7 @@ import pytest
 
 from geres.model.jobs import ArraySpec
 from geres.model.tasks import TaskSpec
-from geres.store import doctor, ends, task_edits
+from geres.store import doctor, ends, task_actions, task_edits
 from geres.store.database import Tx
 from tests.store.test_two_servers import Two, two  # noqa: F401 - a fixture
 from tests.store.world import World, ended, key
@@ -109,6 +109,22 @@ def test_one_that_was_skipped_for_another_parent_too_stays(world: World) -> None
     rerun(world, good)
     revive(world)
     assert (states(world, both), states(world, one)) == ({"skipped": 12}, {"blocked": 12})
+
+
+def test_one_stays_skipped_whose_other_parent_stays_so_too(world: World) -> None:
+    """`last` waits for both; `middle`, which comes with it into view, does not come back."""
+    first, other = world.submit(2)
+    middle = world.submit(after=[first, other])[0]
+    last = world.submit(after=[other, middle])[0]
+    for one in (first, other):
+        world.db.call(task_actions.cancel, world.ann, [key(one)], now_us=world.now_us)
+    assert states(world, [middle, last]) == {"skipped": 2}
+
+    rerun(world, other)
+
+    assert states(world, [middle, last]) == {"skipped": 2}
+    rerun(world, first)
+    assert states(world, [middle, last]) == {"blocked": 2}
 
 
 def test_many_children_of_a_job_wait_again(world: World) -> None:

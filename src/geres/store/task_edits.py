@@ -6,7 +6,7 @@ specification and another lane, and leaves the others as they are.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import msgspec
@@ -230,18 +230,25 @@ def _skipped_for(tx: Tx, keys: list[int]) -> list[Row]:
         children = tx.all("skipped_children", task_ids=tasks) if tasks else []
         children += tx.all("skipped_children_of_jobs", job_ids=jobs) if jobs else []
         rows = {row["id"]: row for row in children if row["id"] not in again and row["id"] not in keys}
-        stay = _still_doomed(tx, list(rows), {*keys, *again, *rows}) if rows else set()
-        fresh = {key: row for key, row in rows.items() if key not in stay}
-        again |= fresh
-        news = list(fresh)
+        doomed = _still_doomed(tx, rows, {*keys, *again}) if rows else set()
+        news = [key for key in rows if key not in doomed]
+        again |= {key: rows[key] for key in news}
     return [again[key] for key in sorted(again)]
 
 
-def _still_doomed(tx: Tx, children: list[int], coming_back: set[int]) -> set[int]:
-    """Of these children, those with a parent that ended without success and does not come back."""
-    return {
-        child for child, parent in tx.rows("bad_parents_of", task_ids=children) if parent not in coming_back
-    }
+def _still_doomed(tx: Tx, children: Collection[int], coming_back: set[int]) -> set[int]:
+    """Of these children, those with a parent that ended without success and does not come back.
+
+    They may be parents of each other: one that does not come back keeps its own from it.
+    """
+    bad = tx.rows("bad_parents_of", task_ids=list(children))
+    doomed = set[int]()
+    while True:
+        back = coming_back.union(children) - doomed
+        more = {child for child, parent in bad if parent not in back} - doomed
+        if not more:
+            return doomed
+        doomed |= more
 
 
 def _of_few_children(tx: Tx, keys: list[int], left: int) -> tuple[list[int], list[int], int]:
