@@ -304,6 +304,7 @@ def test_u101_at_a_terminal_it_asks_before_tasks_are_cancelled(site, tmp_path):
         os.close(ours)
         os.close(theirs)
     assert (asking.returncode, "home (1)" in err, "nothing was done" in err) == (1, True, True)
-    assert (state_of(site, "home"), shown(site, "task", "show", task)["state"]) == ("running", "running")
+    assert shown(site, "task", "show", task)["state"] == "running"
+    eventually(lambda: state_of(site, "home"), lambda state: state == "running")  # shown within a second or so
     gate.open()
     site.run("wait", task, check=True)
