@@ -305,6 +305,6 @@ def test_u101_at_a_terminal_it_asks_before_tasks_are_cancelled(site, tmp_path):
         os.close(theirs)
     assert (asking.returncode, "home (1)" in err, "nothing was done" in err) == (1, True, True)
     assert shown(site, "task", "show", task)["state"] == "running"
-    eventually(lambda: state_of(site, "home"), lambda state: state == "running")  # shown within a second or so
+    eventually(lambda: state_of(site, "home"), lambda state: state == "running")
     gate.open()
     site.run("wait", task, check=True)
