@@ -31,15 +31,24 @@ def same_umask() -> Iterator[None]:
     assert after == 0o022, f"the test left the umask {after:03o} behind"
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[PostgresServer]:
+@contextlib.contextmanager
+def own_postgres() -> Iterator[PostgresServer]:
+    """A server of its own, for a test that breaks it."""
     try:
         server = PostgresServer()
     except NoPostgres as error:
         missing(str(error))
         raise
-    yield server
-    server.stop()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    with own_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

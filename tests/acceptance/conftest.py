@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.acceptance.acts import Gate
-from tests.conftest import missing
-from tests.postgres import NoPostgres, PostgresServer
+from tests.conftest import own_postgres
 
 
 @pytest.fixture
@@ -20,10 +19,5 @@ def gate(tmp_path):
 @pytest.fixture
 def postgres_server_of_its_own():
     """A PostgreSQL that a test may crash."""
-    try:
-        server = PostgresServer()
-    except NoPostgres as error:
-        missing(str(error))
-        raise
-    yield server
-    server.stop()
+    with own_postgres() as server:
+        yield server
