@@ -294,10 +294,8 @@ def cancel_piece(tx: Tx, job_id: int, *, now_us: int) -> tuple[Done, bool]:
             done.jobs.add(job_id)
         return done, False
     _, _, why = row["reason"].partition(": ")
-    reason, message = (
-        Reason.JOB_CANCELLED,
-        f"the job was cancelled: {why}" if why else "the job was cancelled",
-    )
+    message = f"the job was cancelled: {why}" if why else "the job was cancelled"
+    reason = Reason.JOB_CANCELLED
     ended = cancel_waiting(tx, job_id, keys, reason=reason, message=message, now_us=now_us)
     others = sorted(set(keys).difference(ended))
     if others:  # on nodes, or with children
